@@ -1,0 +1,154 @@
+"""Product folders: what a finished stage hands to the next one.
+
+A network's product is a folder with `config.json` (the arguments it is built from),
+`model.safetensors` and `manifest.json`. A generator is a folder of three of them, `autoencoder/`,
+`prior/` and `denoiser/`, with a manifest of its own. No pickle: a stranger's product runs no code.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from huggingface_hub import PyTorchModelHubMixin
+from torch import nn
+
+from cxr_lightning import __version__
+from cxr_lightning.errors import UserError
+from cxr_lightning.files import atomic_folder, sha256_file
+
+FORMAT = 1
+GENERATOR_PARTS = ("autoencoder", "prior", "denoiser")
+NETWORK_FILES = ("config.json", "model.safetensors", "manifest.json")
+MADE_BY = {
+    "autoencoder": "cxr fit --config configs/vae.yaml",
+    "generator": "cxr fit --config configs/ddpm.yaml",
+    "encoder": "cxr fit --config configs/moco.yaml",
+}
+
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
+
+
+def save_product(
+    folder: Path, kind: str, networks: Mapping[str, nn.Module], facts: Mapping[str, Any]
+) -> None:
+    """Writes a product, replacing an earlier one at once.
+
+    Args:
+        folder: Where the product goes.
+        kind: `autoencoder`, `encoder`, or `generator`.
+        networks: Name to network; for a single network {kind: network}, for a generator its parts.
+        facts: What the manifest says beside format, kind, version and hashes: parents, data,
+            config, metrics.
+    """
+    with atomic_folder(folder) as partial:
+        if kind == "generator":
+            hashes = {}
+            for name, network in networks.items():
+                (partial / name).mkdir()
+                hashes[name] = _save_network(partial / name, name, network, facts)
+            _write_manifest(partial, kind, _combine(hashes), {**facts, "parts": hashes})
+        else:
+            _save_network(partial, kind, networks[kind], facts)
+
+
+def check_product(folder: Path, kind: str, argument: str) -> dict[str, Any]:
+    """Reads a product's manifest after checking that all its files are there and unchanged.
+
+    Args:
+        folder: The product.
+        kind: What it must be.
+        argument: The argument that named the folder, for the message.
+
+    Raises:
+        UserError: If the folder or files of it are missing, it is another kind of product or of
+            another format, or its bytes changed since it was made.
+    """
+    made_by = MADE_BY.get(kind, MADE_BY["generator"])
+    if not folder.is_dir():
+        raise UserError(f"{argument}: no product at {folder}; make it with '{made_by}'.")
+    manifest = _read_manifest(folder, argument, made_by)
+    if manifest["kind"] != kind:
+        raise UserError(
+            f"{argument}: {folder} is a product of kind {manifest['kind']!r}, but {kind!r} is "
+            f"needed; make one with '{made_by}'."
+        )
+    parts = [folder / part for part in manifest.get("parts", [])] or [folder]
+    files = [part / name for part in parts for name in NETWORK_FILES]
+    missing = sorted(str(file.relative_to(folder)) for file in files if not file.is_file())
+    if missing:
+        raise UserError(
+            f"{argument}: the product at {folder} lacks {', '.join(missing)}; make it again with "
+            f"'{made_by}' or copy the whole folder."
+        )
+    if manifest["sha256"] != product_sha256(folder):
+        raise UserError(
+            f"{argument}: the files of the product at {folder} were changed after it was made; "
+            f"copy it again or make it with '{made_by}'."
+        )
+    return manifest
+
+
+def product_sha256(folder: Path) -> str:
+    """Hex sha256 over the files (configs and weights) that make a product what it is."""
+    parts = [part for part in GENERATOR_PARTS if (folder / part).is_dir()]
+    if parts:
+        return _combine({part: product_sha256(folder / part) for part in parts})
+    return _combine({name: sha256_file(folder / name) for name in NETWORK_FILES[:2]})
+
+
+def load_network(network_class: type[NetworkT], folder: Path) -> NetworkT:
+    """Builds a network from a checked product folder, in eval mode, on the CPU."""
+    assert issubclass(network_class, PyTorchModelHubMixin)
+    with contextlib.redirect_stdout(io.StringIO()):  # the mixin prints where it loads from
+        return network_class.from_pretrained(folder, strict=True, local_files_only=True)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The arguments that a product's network is built from."""
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return config
+
+
+def _save_network(folder: Path, kind: str, network: nn.Module, facts: Mapping[str, Any]) -> str:
+    assert isinstance(network, PyTorchModelHubMixin)
+    network.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)  # the mixin's generic model card
+    sha256 = product_sha256(folder)
+    _write_manifest(folder, kind, sha256, facts)
+    return sha256
+
+
+def _write_manifest(folder: Path, kind: str, sha256: str, facts: Mapping[str, Any]) -> None:
+    manifest = {"format": FORMAT, "kind": kind, "version": __version__, "sha256": sha256, **facts}
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+
+
+def _read_manifest(folder: Path, argument: str, made_by: str) -> dict[str, Any]:
+    path = folder / "manifest.json"
+    if not path.is_file():
+        raise UserError(
+            f"{argument}: {folder} is no product, since it has no manifest.json; give the folder "
+            f"that '{made_by}' wrote as 'product'."
+        )
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text())
+        known = manifest["format"] == FORMAT
+        manifest["kind"], manifest["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{argument}: {path} is not a product's manifest ({error!r}); copy the product again."
+        ) from error
+    if not known:
+        raise UserError(
+            f"{argument}: {folder} has product format {manifest['format']!r}, but this version "
+            f"reads format {FORMAT}; make the product again with this version."
+        )
+    return manifest
+
+
+def _combine(hashes: Mapping[str, str]) -> str:
+    return hashlib.sha256("".join(f"{k}:{hashes[k]};" for k in sorted(hashes)).encode()).hexdigest()

@@ -1,0 +1,85 @@
+"""Export: writes the stage's product."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning import Callback, LightningModule, Trainer
+
+from cxr_lightning.artifacts import save_product
+from cxr_lightning.errors import UserError
+from cxr_lightning.stages.base import Stage
+
+
+class Export(Callback):
+    """Writes the product after each validation, or after each best one, and when fit ends.
+
+    Args:
+        folder: Where the product goes; by default `product` in `trainer.default_root_dir`.
+        monitor: Logged value that decides what is best. None: the newest networks are exported,
+            which is right for averaged weights.
+        mode: Whether the smallest (`min`) or largest (`max`) value is best.
+
+    Attributes:
+        config: The resolved configuration of the run, for the manifest.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None = None,
+        monitor: str | None = None,
+        mode: Literal["min", "max"] = "min",
+    ) -> None:
+        self.folder = folder
+        self.monitor = monitor
+        self.mode = mode
+        self.best: float | None = None
+        self.config: dict[str, Any] = {}
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Exports if this validation is the best so far, or if nothing is monitored."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        if self.monitor is None or self._improved(trainer):
+            self._export(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Exports the final networks, unless an earlier best was exported."""
+        if self.monitor is None or self.best is None:
+            self._export(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best value so far."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from the best value so far."""
+        self.best = state_dict["best"]
+
+    def _improved(self, trainer: Trainer) -> bool:
+        assert self.monitor is not None
+        if self.monitor not in trainer.callback_metrics:
+            raise UserError(
+                f"export.monitor: {self.monitor!r} is not logged by this stage; use one of "
+                f"{', '.join(sorted(trainer.callback_metrics))}."
+            )
+        value = float(trainer.callback_metrics[self.monitor])
+        better = self.best is None or (value < self.best) == (self.mode == "min")
+        if better and value != self.best:
+            self.best = value
+            return True
+        return False
+
+    def _export(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, Stage)
+        if not trainer.is_global_zero:
+            return
+        product = pl_module.product()
+        facts = {
+            "parents": dict(product.parents),
+            "data": pl_module.datamodule.prepared.sha256,
+            "step": trainer.global_step,
+            "metrics": {k: float(v) for k, v in sorted(trainer.callback_metrics.items())},
+            "config": self.config,
+        }
+        folder = self.folder or Path(trainer.default_root_dir) / "product"
+        save_product(folder, product.kind, product.networks, facts)

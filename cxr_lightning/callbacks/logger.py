@@ -1,0 +1,38 @@
+"""Where a run is logged: Weights & Biases, or CSV files when it is off."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from PIL import Image
+
+
+def run_logger(save_dir: Path = Path("runs"), project: str = "cxr_lightning") -> Logger:
+    """The logger of a run. `WANDB_MODE` decides: online, offline (default) or disabled.
+
+    Args:
+        save_dir: The run's folder (from `trainer.default_root_dir`); its name names the run.
+        project: Name of the project in Weights & Biases.
+
+    Returns:
+        W&B's logger, or a CSV logger writing `save_dir/csv/metrics.csv` if W&B is disabled.
+    """
+    save_dir = Path(save_dir)
+    if os.environ.setdefault("WANDB_MODE", "offline") in ("disabled", "dryrun"):
+        return CSVLogger(save_dir, name="", version="csv")
+    save_dir.mkdir(parents=True, exist_ok=True)  # W&B falls back to a temporary folder otherwise
+    return WandbLogger(project=project, name=save_dir.name, save_dir=save_dir)
+
+
+def log_picture(
+    loggers: list[Logger], folder: Path, key: str, picture: UInt8[np.ndarray, "h w"], step: int
+) -> None:
+    """Writes a grey picture as `folder/<key>-<step>.png` and shows it in W&B where that runs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(picture)
+    image.save(folder / f"{key.replace('/', '-')}-{step:07d}.png")
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_image(key=key, images=[image], step=step)

@@ -1,0 +1,96 @@
+"""SampleGrid: pictures of what the stage makes, to the logger."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from cxr_lightning.callbacks.logger import log_picture
+from cxr_lightning.data.transforms import to_image
+from cxr_lightning.data.vocabulary import parse_condition
+from cxr_lightning.diffusion.generator import Generator
+from cxr_lightning.stages.base import Stage
+from cxr_lightning.types import Batch
+
+
+class SampleGrid(Callback):
+    """After validation: a grid of new images, and one of reconstructions.
+
+    New images: a row a health condition. Reconstructions: a column an image; originals, the VAE's
+    image and the refined image below one another. The seeds are fixed, so grids of different steps
+    show the same images growing.
+
+    Args:
+        count: Images in a row.
+        conditions: Health conditions, a row each.
+        every: Draw at every so many-th validation.
+        steps: Denoising steps.
+        guidance: Weight of classifier-free guidance.
+    """
+
+    def __init__(
+        self,
+        count: int = 8,
+        conditions: list[str] | None = None,
+        every: int = 1,
+        steps: int = 20,
+        guidance: float = 1.0,
+    ) -> None:
+        names = ["healthy", "pneumonia", "pleural_effusion"] if conditions is None else conditions
+        self.conditions = [parse_condition(name) for name in names]
+        self.count = count
+        self.every = every
+        self.steps = steps
+        self.guidance = guidance
+        self.validations = 0
+
+    @torch.no_grad()
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws the grids on the first process."""
+        assert isinstance(pl_module, Stage)
+        generator = pl_module.generator()
+        if trainer.sanity_checking or generator is None:
+            return
+        self.validations += 1
+        if (self.validations - 1) % self.every or not trainer.is_global_zero:
+            return
+        rows = pl_module.datamodule.rows["valid"][: self.count]
+        batch = pl_module.datamodule.batch_of(rows, pl_module.device)
+        pictures = {"generated": self._generated(generator)}
+        if generator.autoencoder is not None:
+            pictures["reconstructed"] = self._reconstructed(generator, batch)
+        folder = Path(trainer.default_root_dir) / "samples"
+        for name, images in pictures.items():
+            key = f"{pl_module.name}/{name}"
+            picture = contact_sheet(images, self.count if name == "generated" else len(rows))
+            log_picture(trainer.loggers, folder, key, picture, trainer.global_step)
+
+    def _generated(self, generator: Generator) -> Float[Tensor, "n 1 h w"]:
+        rows = []
+        for condition in self.conditions:
+            request = condition.request(self.count)
+            request = type(request)(*(part.to(generator.device) for part in request))
+            index = torch.arange(self.count)
+            rows.append(
+                generator.generate(request, index, steps=self.steps, guidance=self.guidance)
+            )
+        return torch.cat(rows)
+
+    def _reconstructed(self, generator: Generator, batch: Batch) -> Float[Tensor, "n 1 h w"]:
+        rows = [batch.image, generator.autoencode(batch.image)]
+        if generator.denoiser is not None:
+            rows.append(
+                generator.reconstruct(batch.image, batch.condition, batch.index, steps=self.steps)
+            )
+        return torch.cat(rows)
+
+
+def contact_sheet(images: Float[Tensor, "n 1 h w"], columns: int) -> np.ndarray:
+    """Model-range images in rows of `columns`, as one grey uint8 picture (h, w)."""
+    grid = make_grid(to_image(images).cpu(), nrow=columns, padding=2, pad_value=128)
+    picture: np.ndarray = grid[0].numpy()
+    return picture

@@ -1,0 +1,190 @@
+"""`cxr prepare`: from a data set on disk to a prepared data set."""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+from tqdm import tqdm
+
+from cxr_lightning.data.prepared import PreparedWriter, open_prepared, open_writer, read_header
+from cxr_lightning.data.resize import Aspect, Resize
+from cxr_lightning.data.sources.base import Source
+from cxr_lightning.data.sources.chexpert import ChexpertSource
+from cxr_lightning.data.sources.folder import FolderSource
+from cxr_lightning.data.sources.medmnist import Flag, MedmnistSource, NativeSize
+from cxr_lightning.data.sources.phantom import PhantomSource
+from cxr_lightning.data.sources.reading import Chunk, read_chunks, split_rows
+from cxr_lightning.data.split import SPLITS, assign_splits
+from cxr_lightning.errors import UserError
+
+MAX_SIZE = 4096
+
+
+def prepare(
+    source: Literal["chexpert", "medmnist", "folder", "phantom"],
+    root: Path,
+    out: Path,
+    size: int = 64,
+    workers: int | None = None,
+    views: Literal["frontal", "all"] = "frontal",
+    aspect: Aspect = "pad",
+    valid_fraction: float = 0.1,
+    seed: int = 0,
+    strict: bool = False,
+    csv: Path | None = None,
+    flag: Flag = "pneumoniamnist",
+    download_size: NativeSize | None = None,
+    patients: int = 400,
+) -> None:
+    """Reads a data set once and writes the prepared data set that everything else reads.
+
+    The result is a folder with all images as one uint8 array, a table with the labels as they are
+    (uncertain and blank stay what they are), and a list of the images that could not be read. The
+    same command goes on where a killed one stopped, and does nothing where all is done.
+
+    Args:
+        source: What lies at root: `chexpert` (any data set in CheXpert's layout), `medmnist`,
+            `folder` (images and a CSV file), `phantom` (simulated radiographs, made on the way).
+        root: Folder of the data set. medmnist: holds `<flag>.npz`, or receives it. phantom:
+            receives the simulated data set if it is empty or absent.
+        out: Folder to write; must be absent or empty.
+        size: Side of the square images, in pixels.
+        workers: Processes that read images; default: one a core.
+        views: `frontal` leaves out lateral views; `all` keeps them.
+        aspect: `pad` keeps the whole image on black, `crop` the central square.
+        valid_fraction: Share of the patients in the validation split where the data set has none.
+        seed: Seed of that split, and of the phantom.
+        strict: Whether one unreadable image is an error, with nothing written.
+        csv: folder: the CSV file; default: the only one in root.
+        flag: medmnist: which set.
+        download_size: medmnist: side of the original images; default: the smallest that is no
+            smaller than size.
+        patients: phantom: number of simulated patients.
+
+    Raises:
+        UserError: If an argument or the data set is wrong, no image can be read, or the disk has
+            no room.
+    """
+    _check_arguments(size, workers, valid_fraction, patients, out)
+    resize = Resize(size, aspect)
+    cores = workers or os.cpu_count() or 1
+    reader: Source
+    if source == "chexpert":
+        reader = ChexpertSource(root)
+    elif source == "folder":
+        reader = FolderSource(root, csv)
+    elif source == "medmnist":
+        reader = MedmnistSource(root, flag, size, download_size)
+    else:
+        reader = PhantomSource(root, patients=patients, size=size, seed=seed, workers=cores)
+    table = reader.table()
+    table["split"] = assign_splits(table, valid_fraction, seed)
+    lateral = table["Frontal/Lateral"].str.lower() == "lateral"
+    if views == "frontal":
+        table = table[~lateral].reset_index(drop=True)
+    if table.empty:
+        raise UserError(f"views: {root} has lateral views only; use --views all.")
+    request = _request(reader, root, resize, table)
+    if _is_complete(out, request):
+        print(f"{out} is complete already: {_summary(open_prepared(out).table)}.")
+        return
+    with open_writer(out, table, size, request) as writer:
+        for chunk in _read(reader, resize, writer, cores):
+            if strict and chunk.failures:
+                _refuse_failure(writer, chunk)
+            writer.append(chunk)
+        if writer.count == 0:
+            raise UserError(
+                f"root: none of the {len(table)} images in {root} can be read "
+                f"({table['Path'].iloc[0]}: {writer.failures[0]}); check the folder."
+            )
+        writer.finish(source, resize, {"request": request})
+    _report(out, writer, int(lateral.sum()) if views == "frontal" else 0)
+
+
+def _check_arguments(
+    size: int, workers: int | None, valid_fraction: float, patients: int, out: Path
+) -> None:
+    """Raises a UserError for the first argument that is out of its range."""
+    if not 8 <= size <= MAX_SIZE:
+        raise UserError(f"size: {size} is not a side in pixels; give 8 to {MAX_SIZE}.")
+    if workers is not None and workers < 1:
+        raise UserError(f"workers: {workers} processes cannot read images; give 1 or more.")
+    if not 0 <= valid_fraction < 1:
+        raise UserError(
+            f"valid_fraction: {valid_fraction} is not a share of the patients; give at least 0 and "
+            "less than 1."
+        )
+    if patients < 1:
+        raise UserError(f"patients: {patients} patients make no data set; give 1 or more.")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"out: {out} is a file; give a folder that is absent or empty.")
+
+
+def _request(reader: Source, root: Path, resize: Resize, table: pd.DataFrame) -> str:
+    """A hash of all that decides about the result."""
+    rows = hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()
+    fields = [reader.name, str(root.resolve()), resize.size, resize.describe(), rows]
+    return hashlib.sha256(json.dumps(fields).encode()).hexdigest()
+
+
+def _is_complete(out: Path, request: str) -> bool:
+    """Whether `out` is the result of the same request; a UserError if it is anything else."""
+    if not out.exists() or not any(out.iterdir()):
+        return False
+    if (out / "header.json").is_file() and read_header(out).get("request") == request:
+        return True
+    raise UserError(
+        f"out: {out} holds something else already; choose another folder or remove this one."
+    )
+
+
+def _read(reader: Source, resize: Resize, writer: PreparedWriter, workers: int) -> Iterator[Chunk]:
+    """Reads the rows that are left, with a progress bar on a terminal."""
+    paths = writer.table["Path"].tolist()
+    chunks = split_rows(paths[writer.rows_done :], resize.size)
+    with (
+        tqdm(
+            total=len(paths), initial=writer.rows_done, desc="prepare", unit="image", disable=None
+        ) as bar,
+        closing(read_chunks(reader, resize, chunks, workers)) as reading,
+    ):
+        for chunk in reading:
+            yield chunk
+            bar.update(chunk.rows)
+
+
+def _refuse_failure(writer: PreparedWriter, chunk: Chunk) -> None:
+    """Raises a UserError that names the first image that cannot be read."""
+    offset, reason = next(iter(chunk.failures.items()))
+    path = writer.table["Path"].iloc[writer.rows_done + offset]
+    raise UserError(
+        f"strict: {path} cannot be read ({reason}); repair it, or run without --strict to list "
+        "all such images in failures.csv."
+    )
+
+
+def _summary(table: pd.DataFrame) -> str:
+    """Such as `850 images (720 train, 130 valid) of 208 patients`."""
+    counts = Counter(table["split"])
+    splits = ", ".join(f"{counts[split]} {split}" for split in SPLITS if counts[split])
+    return f"{len(table)} images ({splits}) of {table['patient'].nunique()} patients"
+
+
+def _report(out: Path, writer: PreparedWriter, lateral: int) -> None:
+    """Prints what was made and what was not."""
+    kept = writer.table.drop(index=list(writer.failures))
+    print(f"wrote {_summary(kept)}, {writer.size} x {writer.size} px, to {out}.")
+    if lateral:
+        print(f"{lateral} lateral views were left out (--views all keeps them).")
+    if writer.failures:
+        print(f"{len(writer.failures)} images could not be read: {out / 'failures.csv'}.")
+    for split in ("train", "valid"):
+        if not (kept["split"] == split).any():
+            print(f"No image is in {split}; --valid_fraction and --seed decide about it.")

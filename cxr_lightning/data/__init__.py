@@ -1,0 +1,1 @@
+"""Chest X-ray data: vocabulary, readers, prepared format, data module."""

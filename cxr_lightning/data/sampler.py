@@ -1,0 +1,87 @@
+"""Which rows make up which batch: stateless, sharded, resumable."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from cxr_lightning.types import Batch
+
+
+class BatchSampler(DistributedSampler[list[int]]):
+    """Lists of row numbers, one list a batch, for this rank.
+
+    The order of an epoch is a permutation that depends on (seed, epoch) alone. Each global batch
+    is cut into equal consecutive parts, one a rank, so the global batches are the same whatever
+    the number of ranks. (Lightning leaves a `DistributedSampler` as it is.)
+
+    Args:
+        rows: Number of rows.
+        batch_size: Global batch size.
+        shuffle: Whether to permute; without it all rows come in order, the last batch short.
+        seed: Seed of the permutations.
+        rank: This process.
+        world_size: Number of processes.
+
+    Attributes:
+        epoch: The epoch that is or will be iterated.
+        position: Batches of that epoch that were handed out.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        dataset: Any = range(rows)
+        super().__init__(dataset, world_size, rank, shuffle=shuffle, seed=seed, drop_last=shuffle)
+        self.rows = rows
+        self.batch_size = batch_size
+        self.position = 0
+
+    def __len__(self) -> int:
+        whole, rest = divmod(self.rows, self.batch_size)
+        return whole if self.shuffle or rest == 0 else whole + 1
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = np.arange(self.rows)
+        if self.shuffle:
+            np.random.default_rng((self.seed, self.epoch)).shuffle(order)
+        first = self.position if self.position < len(self) else 0
+        for number in range(first, len(self)):
+            self.position = number + 1
+            batch = order[number * self.batch_size : (number + 1) * self.batch_size]
+            yield np.array_split(batch, self.num_replicas)[self.rank].tolist()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Goes to the start of an epoch, or stays where it is within it."""
+        if epoch != self.epoch:
+            self.epoch = epoch
+            self.position = 0
+
+
+class ResumableLoader(DataLoader[Batch]):
+    """A loader whose place in the epoch goes into the checkpoint.
+
+    It reads in the main process (`num_workers` 0), so the sampler's position is exact. The
+    position counts global batches: the number of processes may change between runs.
+    """
+
+    def __init__(self, dataset: Dataset[Batch], sampler: BatchSampler, pin_memory: bool) -> None:
+        super().__init__(dataset, batch_size=None, sampler=sampler, pin_memory=pin_memory)
+        self.batches = sampler
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch and batches handed out."""
+        return {"epoch": self.batches.epoch, "position": self.batches.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Goes on behind the batches that were handed out."""
+        self.batches.epoch = state["epoch"]
+        self.batches.position = state["position"]

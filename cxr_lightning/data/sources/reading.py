@@ -1,0 +1,96 @@
+"""Reads many images of a source, in order, in several processes, with bounded memory."""
+
+import multiprocessing
+import signal
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+
+from cxr_lightning.data.resize import Resize, UnreadableImageError
+from cxr_lightning.data.sources.base import Source
+from cxr_lightning.errors import UserError
+
+CHUNK_IMAGES = 64
+CHUNK_BYTES = 2**22
+IN_FLIGHT = 4
+"""Chunks a worker has at most in the queue or waiting to be written."""
+
+
+class Chunk(NamedTuple):
+    """Some consecutive rows.
+
+    Attributes:
+        rows: How many rows it covers.
+        images: The resized images of the readable ones, in order.
+        failures: Reason by offset within the chunk, for the others.
+    """
+
+    rows: int
+    images: UInt8[np.ndarray, "n size size"]
+    failures: dict[int, str]
+
+
+def split_rows(paths: list[str], size: int) -> Iterator[list[str]]:
+    """Consecutive paths in chunks of at most `CHUNK_IMAGES` images and about `CHUNK_BYTES`."""
+    step = max(1, min(CHUNK_IMAGES, CHUNK_BYTES // size**2))
+    return (paths[start : start + step] for start in range(0, len(paths), step))
+
+
+def read_chunk(source: Source, resize: Resize, paths: list[str]) -> Chunk:
+    """Reads and resizes consecutive images."""
+    images = np.empty((len(paths), resize.size, resize.size), dtype=np.uint8)
+    failures: dict[int, str] = {}
+    for offset, path in enumerate(paths):
+        try:
+            images[offset - len(failures)] = resize(source.image(path, resize))
+        except UnreadableImageError as error:
+            failures[offset] = str(error)
+    return Chunk(len(paths), images[: len(paths) - len(failures)], failures)
+
+
+def read_chunks(
+    source: Source, resize: Resize, chunks: Iterable[list[str]], workers: int
+) -> Iterator[Chunk]:
+    """Reads chunks of paths; the result comes in order and is the same for any `workers`.
+
+    Raises:
+        UserError: If a worker process dies.
+    """
+    if workers == 1 or not source.parallel:
+        yield from (read_chunk(source, resize, paths) for paths in chunks)
+        return
+    pool = ProcessPoolExecutor(workers, _context(), initializer=_ignore_interrupt)
+    pending: deque[Future[Chunk]] = deque()
+    try:
+        for paths in chunks:
+            pending.append(pool.submit(read_chunk, source, resize, paths))
+            if len(pending) > IN_FLIGHT * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            f"workers: one of {workers} worker processes was killed, probably for want of memory; "
+            "use fewer."
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _context() -> multiprocessing.context.BaseContext:
+    """Workers that start from a clean process: no copy of the threads of this one."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+def _ignore_interrupt() -> None:
+    """Leaves Ctrl-C to the main process, which stops the pool."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,1 @@
+"""Diffusion: schedule, process, samplers, latent prior."""

@@ -1,0 +1,190 @@
+"""Generator: autoencoder, latent prior and denoiser together make images."""
+
+from pathlib import Path
+from typing import Self
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from cxr_lightning.artifacts import check_product, load_network
+from cxr_lightning.diffusion.prior import LatentPrior
+from cxr_lightning.diffusion.process import epsilon_from_velocity
+from cxr_lightning.diffusion.random import ImageNoise
+from cxr_lightning.diffusion.samplers import SamplerName, sample
+from cxr_lightning.diffusion.schedule import alpha_bar
+from cxr_lightning.errors import UserError
+from cxr_lightning.networks.autoencoder import Autoencoder, sample_latent
+from cxr_lightning.networks.unet import Denoiser
+from cxr_lightning.types import Condition
+
+
+class Generator(nn.Module):
+    """Makes images of stated conditions, and reconstructs given images.
+
+    New images: z ~ prior(condition), x_hat = decode(z), then the reverse diffusion given x_hat and
+    the condition. Without a denoiser x_hat itself is the image (stage 1 alone); without an
+    autoencoder the diffusion knows the condition only (the unconditional form of DiffuseVAE).
+
+    Args:
+        denoiser: Stage 2 or 4.
+        autoencoder: Stage 1; comes with a prior.
+        prior: Latent prior.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser | None,
+        autoencoder: Autoencoder | None = None,
+        prior: LatentPrior | None = None,
+    ) -> None:
+        super().__init__()
+        if (autoencoder is None) != (prior is None) or (denoiser is None and prior is None):
+            raise ValueError("a generator is a denoiser, or autoencoder and prior, or all three")
+        self.denoiser = denoiser
+        self.autoencoder = autoencoder
+        self.prior = prior
+
+    @classmethod
+    def from_pretrained(cls, folder: Path, argument: str = "model") -> Self:
+        """Loads a generator product, checked.
+
+        Args:
+            folder: The product.
+            argument: The argument that named it, for error messages.
+
+        Raises:
+            UserError: If the product is absent, of another kind, incomplete or changed.
+        """
+        parts = check_product(folder, "generator", argument)["parts"]
+        denoiser = load_network(Denoiser, folder / "denoiser")
+        if "autoencoder" not in parts:
+            return cls(denoiser).eval().requires_grad_(False)
+        autoencoder = load_network(Autoencoder, folder / "autoencoder")
+        prior = load_network(LatentPrior, folder / "prior")
+        return cls(denoiser, autoencoder, prior).eval().requires_grad_(False)
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the images in pixels."""
+        network = self.denoiser if self.autoencoder is None else self.autoencoder
+        assert network is not None
+        return network.image_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return next(self.parameters()).device
+
+    @torch.no_grad()
+    def generate(
+        self,
+        condition: Condition,
+        index: Int[Tensor, " b"],
+        *,
+        seed: int = 0,
+        sampler: SamplerName = "ddim",
+        steps: int = 50,
+        guidance: float = 1.0,
+    ) -> Float[Tensor, "b 1 h w"]:
+        """New images in model range; image i depends on (seed, index i, its condition) alone.
+
+        Args:
+            condition: What each image shall show.
+            index: Number of each image.
+            seed: Seed of the set.
+            sampler: `ddim` or `ddpm`.
+            steps: Number of denoising steps.
+            guidance: Weight g of classifier-free guidance, eps_null + g (eps_cond - eps_null) (Ho
+                and Salimans 2022, arXiv 2207.12598); the null branch keeps x_hat and knows no
+                condition. 1 is no guidance.
+        """
+        noise = ImageNoise(seed, index, self.device)
+        x_hat = None
+        if self.autoencoder is not None and self.prior is not None:
+            z = self.prior(noise.normal(self.prior.latent_dim), condition)
+            x_hat = self.autoencoder.decode(z)
+        return self._refine(x_hat, condition, noise, sampler, steps, guidance)
+
+    @torch.no_grad()
+    def reconstruct(
+        self,
+        image: Float[Tensor, "b 1 h w"],
+        condition: Condition,
+        index: Int[Tensor, " b"],
+        *,
+        seed: int = 0,
+        sampler: SamplerName = "ddim",
+        steps: int = 50,
+        guidance: float = 1.0,
+    ) -> Float[Tensor, "b 1 h w"]:
+        """Images through the VAE and the reverse diffusion given their x_hat; model range.
+
+        Raises:
+            UserError: If the generator has no autoencoder.
+        """
+        autoencoder = self._needed_autoencoder()
+        noise = ImageNoise(seed, index, self.device)
+        z = sample_latent(*autoencoder.encode(image), noise.normal(autoencoder.latent_dim))
+        x_hat = autoencoder.decode(z)
+        return self._refine(x_hat, condition, noise, sampler, steps, guidance)
+
+    @torch.no_grad()
+    def autoencode(self, image: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
+        """The VAE's reconstruction alone, from the posterior mean; model range.
+
+        Raises:
+            UserError: If the generator has no autoencoder.
+        """
+        autoencoder = self._needed_autoencoder()
+        return autoencoder.decode(autoencoder.encode(image)[0])
+
+    def _needed_autoencoder(self) -> Autoencoder:
+        if self.autoencoder is None:
+            raise UserError(
+                "generator: an unconditional model (model.form: uncond) has no autoencoder and "
+                "reconstructs nothing; use a generator of form1 or form2."
+            )
+        return self.autoencoder
+
+    def _refine(
+        self,
+        x_hat: Float[Tensor, "b 1 h w"] | None,
+        condition: Condition,
+        noise: ImageNoise,
+        sampler: SamplerName,
+        steps: int,
+        guidance: float,
+    ) -> Float[Tensor, "b 1 h w"]:
+        if self.denoiser is None:
+            assert x_hat is not None
+            return x_hat
+        denoiser = self.denoiser
+        schedule = alpha_bar(denoiser.schedule, denoiser.timesteps)
+        null = Condition.unknown(len(condition.value), condition.value.device)
+
+        def epsilon(y: Tensor, t: int) -> Tensor:
+            a_t = float(schedule[t])
+            predicted = predict_epsilon(denoiser, y, t, condition, x_hat, a_t)
+            if guidance == 1.0:
+                return predicted
+            base = predict_epsilon(denoiser, y, t, null, x_hat, a_t)
+            return base + guidance * (predicted - base)
+
+        shape = (denoiser.channels, denoiser.image_size, denoiser.image_size)
+        return sample(epsilon, noise, shape, schedule, sampler=sampler, steps=steps)
+
+
+def predict_epsilon(
+    denoiser: Denoiser,
+    y: Float[Tensor, "b c h w"],
+    t: int,
+    condition: Condition,
+    x_hat: Float[Tensor, "b c h w"] | None,
+    a_t: float,
+) -> Float[Tensor, "b c h w"]:
+    """The denoiser's noise estimate at one step t with alpha_bar `a_t`, whatever it predicts."""
+    output: Tensor = denoiser(y, torch.full((len(y),), t, device=y.device), condition, x_hat)
+    if denoiser.prediction == "epsilon":
+        return output
+    return epsilon_from_velocity(y, output, y.new_full((len(y),), a_t))

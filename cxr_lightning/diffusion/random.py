@@ -1,0 +1,37 @@
+"""Randomness that belongs to an image, not to a batch."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+class ImageNoise:
+    """One random stream an image: image i's noise depends on (seed, i) alone.
+
+    Drawn on the CPU, so that it is the same whatever the batch, the device or the number of
+    processes (the idea of EDM's generator per sample, Karras et al. 2022, arXiv 2206.00364).
+
+    Args:
+        seed: Seed of the set of images.
+        index: Number of each image of the batch.
+        device: Where the noise goes.
+    """
+
+    def __init__(
+        self, seed: int, index: Int[Tensor, " b"], device: torch.device | str = "cpu"
+    ) -> None:
+        self.device = device
+        self.streams = [_stream(seed, int(i)) for i in index]
+
+    def normal(self, *shape: int) -> Float[Tensor, "b *shape"]:
+        """The next standard normal numbers of each image, of this shape each."""
+        draws: Sequence[Tensor] = [torch.randn(shape, generator=g) for g in self.streams]
+        return torch.stack(draws).to(self.device)
+
+
+def _stream(seed: int, index: int) -> torch.Generator:
+    entropy = np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(entropy >> np.uint64(1)))

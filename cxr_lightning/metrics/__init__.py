@@ -1,0 +1,1 @@
+"""Metrics: extractors, Frechet distance, representation score."""

@@ -1,0 +1,93 @@
+"""Autoencoder of stage 1: a convolutional VAE."""
+
+import math
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cxr_lightning.errors import UserError
+from cxr_lightning.networks.blocks import Downsample, ResBlock, Upsample, group_norm
+
+BOTTOM = 4
+"""Height and width of the smallest feature map, in pixels."""
+
+
+class Autoencoder(nn.Module, PyTorchModelHubMixin):
+    """VAE with a vector-valued latent code (Kingma and Welling 2013, arXiv 1312.6114).
+
+    The encoder halves the image down to 4x4 and gives mean and log variance of q(z|x); the
+    decoder mirrors it.
+
+    Args:
+        image_size: Height and width of the images in pixels: 4 times a power of two, at least 8.
+        width: Channels at full resolution; they double at each halving, up to 8 times.
+        latent_dim: Dimension of the latent code.
+        channels: Image channels.
+
+    Raises:
+        UserError: If `image_size` is not such a number.
+    """
+
+    def __init__(
+        self, *, image_size: int, width: int = 32, latent_dim: int = 128, channels: int = 1
+    ) -> None:
+        super().__init__()
+        levels = math.log2(image_size / BOTTOM) if image_size >= 2 * BOTTOM else 0.5
+        if levels != int(levels):
+            raise UserError(
+                f"model.image_size: {image_size} cannot be halved down to {BOTTOM} pixels; use a "
+                "power of two from 8 on, such as 32, 64, 128, 256."
+            )
+        self.image_size = image_size
+        self.latent_dim = latent_dim
+        widths = [width * min(2**level, 8) for level in range(int(levels) + 1)]
+        self.encoder = _encoder(channels, widths, 2 * latent_dim)
+        self.decoder = _decoder(channels, widths, latent_dim)
+
+    def encode(
+        self, image: Float[Tensor, "b c h w"]
+    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]:
+        """Mean and log variance of q(z|x), fp32, for images in model range."""
+        mean, log_variance = self.encoder(image).float().chunk(2, dim=1)
+        return mean, log_variance.clamp(-20.0, 10.0)
+
+    def decode(self, z: Float[Tensor, "b d"]) -> Float[Tensor, "b c h w"]:
+        """Images in model range from latent codes; fp32."""
+        return self.decoder(z).float().tanh()  # type: ignore[no-any-return]
+
+    def forward(
+        self, image: Float[Tensor, "b c h w"], noise: Float[Tensor, "b d"]
+    ) -> Float[Tensor, "b c h w"]:
+        """Reconstruction from z = mean + sigma * noise."""
+        return self.decode(sample_latent(*self.encode(image), noise))
+
+
+def sample_latent(
+    mean: Float[Tensor, "b d"], log_variance: Float[Tensor, "b d"], noise: Float[Tensor, "b d"]
+) -> Float[Tensor, "b d"]:
+    """Reparametrised sample z = mu + exp(lv / 2) eps (Kingma and Welling 2013, section 2.4)."""
+    return mean + torch.exp(0.5 * log_variance) * noise
+
+
+def _encoder(channels: int, widths: list[int], out: int) -> nn.Sequential:
+    layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], 3, padding=1)]
+    for lower, higher in zip(widths[:-1], widths[1:], strict=True):
+        layers += [ResBlock(lower, higher), Downsample(higher)]
+    layers += [ResBlock(widths[-1], widths[-1]), group_norm(widths[-1]), nn.SiLU()]
+    layers += [nn.Flatten(), nn.Linear(widths[-1] * BOTTOM**2, out)]
+    return nn.Sequential(*layers)
+
+
+def _decoder(channels: int, widths: list[int], latent_dim: int) -> nn.Sequential:
+    top = widths[-1]
+    layers: list[nn.Module] = [
+        nn.Linear(latent_dim, top * BOTTOM**2),
+        nn.Unflatten(1, (top, BOTTOM, BOTTOM)),
+        ResBlock(top, top),
+    ]
+    for lower, higher in zip(widths[-2::-1], widths[:0:-1], strict=True):
+        layers += [Upsample(higher), ResBlock(higher, lower)]
+    layers += [group_norm(widths[0]), nn.SiLU(), nn.Conv2d(widths[0], channels, 3, padding=1)]
+    return nn.Sequential(*layers)

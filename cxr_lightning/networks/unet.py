@@ -1,0 +1,221 @@
+"""Denoiser of stages 2 and 4: a U-Net conditioned on time, health condition and VAE image."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub import PyTorchModelHubMixin
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from cxr_lightning.errors import UserError
+from cxr_lightning.networks.blocks import (
+    Downsample,
+    ResBlock,
+    SelfAttention,
+    Upsample,
+    group_norm,
+    sinusoidal_embedding,
+    zero_init,
+)
+from cxr_lightning.networks.condition import ConditionEmbedding
+from cxr_lightning.types import Condition
+
+Form = Literal["form1", "form2", "uncond"]
+Prediction = Literal["epsilon", "v"]
+Schedule = Literal["linear", "cosine"]
+
+
+class Denoiser(nn.Module, PyTorchModelHubMixin):
+    """U-Net that predicts the noise of a DiffuseVAE chain (Pandey et al. 2022, arXiv 2201.00308).
+
+    The chain runs in y = x - x_hat for Form 2 and in y = x for Form 1 and the unconditional form:
+    it is the same chain (marginals, posterior, DDIM step), and only what the network is shown
+    differs. Form 1 sees [y ; x_hat], Form 2 sees [y + x_hat ; x_hat], unconditional sees y. The
+    VAE image x_hat comes with a mask channel, so that "no VAE image" is a value of its own; Form 2
+    without x_hat sees the un-shifted y.
+
+    Everything that sampling must know is an argument here, hence in the product's `config.json`.
+
+    Args:
+        image_size: Height and width in pixels.
+        width: Channels at full resolution.
+        multipliers: Channels of each level, as multiples of `width`; each level halves the size.
+        blocks: Residual blocks a level on the way down (one more on the way up).
+        attention: Feature-map heights, in pixels, that get self-attention.
+        form: `form1`, `form2` or `uncond`.
+        prediction: What the output is: the noise `epsilon`, or `v` (Salimans and Ho 2022).
+        schedule: Noise schedule: `linear` (Ho et al. 2020) or `cosine` (Nichol and Dhariwal 2021).
+        timesteps: Number of diffusion steps T.
+        dropout: Dropout probability in the residual blocks.
+        channels: Image channels.
+
+    Raises:
+        UserError: If the size cannot be halved often enough, or an attention resolution does not
+            occur.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        width: int = 64,
+        multipliers: list[int] = [1, 2, 2, 2],  # noqa: B006 (config.json needs plain JSON types)
+        blocks: int = 2,
+        attention: list[int] = [16],  # noqa: B006
+        form: Form = "form1",
+        prediction: Prediction = "epsilon",
+        schedule: Schedule = "linear",
+        timesteps: int = 1000,
+        dropout: float = 0.0,
+        channels: int = 1,
+    ) -> None:
+        super().__init__()
+        sizes = _sizes(image_size, multipliers, attention)
+        self.image_size = image_size
+        self.width = width
+        self.channels = channels
+        self.form: Form = form
+        self.prediction: Prediction = prediction
+        self.schedule: Schedule = schedule
+        self.timesteps = timesteps
+        embedding = 4 * width
+        self.time = nn.Sequential(
+            nn.Linear(width, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
+        )
+        self.condition = ConditionEmbedding(embedding)
+        inputs = channels if form == "uncond" else 2 * channels + 1
+        self.stem = nn.Conv2d(inputs, width, 3, padding=1)
+        widths = [width * m for m in multipliers]
+        has_attention = [size in attention for size in sizes]
+        self.down, skips = _down_path(width, widths, has_attention, blocks, embedding, dropout)
+        self.middle = nn.ModuleList(
+            [
+                ResBlock(widths[-1], widths[-1], embedding, dropout),
+                SelfAttention(widths[-1]),
+                ResBlock(widths[-1], widths[-1], embedding, dropout),
+            ]
+        )
+        self.up = _up_path(skips, widths, has_attention, blocks, embedding, dropout)
+        self.norm = group_norm(widths[0])
+        self.head = zero_init(nn.Conv2d(widths[0], channels, 3, padding=1))
+
+    def forward(
+        self,
+        y: Float[Tensor, "b c h w"],
+        t: Int[Tensor, " b"],
+        condition: Condition,
+        x_hat: Float[Tensor, "b c h w"] | None = None,
+        x_hat_known: Bool[Tensor, " b"] | None = None,
+    ) -> Float[Tensor, "b c h w"]:
+        """Predicts epsilon (or v) of the chain y_t.
+
+        Args:
+            y: State y_t of the chain.
+            t: Step, 1 to T.
+            condition: Health condition of each image.
+            x_hat: VAE image in model range; None counts as unknown for all images.
+            x_hat_known: Which images' x_hat may be seen; all by default.
+        """
+        embedding = F.silu(
+            self.time(sinusoidal_embedding(t.to(y.dtype), self.width)) + self.condition(condition)
+        )
+        h = self.stem(self._network_input(y, x_hat, x_hat_known))
+        skips = [h]
+        for layer in self.down:
+            h = _apply(layer, h, embedding)
+            if not isinstance(layer, SelfAttention):
+                skips.append(h)
+            else:
+                skips[-1] = h
+        for layer in self.middle:
+            h = _apply(layer, h, embedding)
+        for layer in self.up:
+            if isinstance(layer, ResBlock):
+                h = torch.cat([h, skips.pop()], dim=1)
+            h = _apply(layer, h, embedding)
+        return self.head(F.silu(self.norm(h))).float()  # type: ignore[no-any-return]
+
+    def _network_input(
+        self,
+        y: Float[Tensor, "b c h w"],
+        x_hat: Float[Tensor, "b c h w"] | None,
+        x_hat_known: Bool[Tensor, " b"] | None,
+    ) -> Float[Tensor, "b i h w"]:
+        if self.form == "uncond":
+            return y
+        mask = y.new_zeros(len(y), 1, 1, 1) if x_hat is None else y.new_ones(len(y), 1, 1, 1)
+        if x_hat_known is not None:
+            mask = mask * x_hat_known[:, None, None, None]
+        shown = torch.zeros_like(y) if x_hat is None else x_hat * mask
+        state = y + shown if self.form == "form2" else y
+        return torch.cat([state, shown, mask.expand(-1, -1, *y.shape[-2:])], dim=1)
+
+
+def _apply(
+    layer: nn.Module, h: Float[Tensor, "b c h w"], embedding: Float[Tensor, "b e"]
+) -> Float[Tensor, "b d h2 w2"]:
+    out: Tensor = layer(h, embedding) if isinstance(layer, ResBlock) else layer(h)
+    return out
+
+
+def _sizes(image_size: int, multipliers: list[int], attention: list[int]) -> list[int]:
+    """Feature-map height of each level, in pixels."""
+    halvings = len(multipliers) - 1
+    if image_size % 2**halvings:
+        raise UserError(
+            f"model.image_size: {image_size} cannot be halved {halvings} times for the "
+            f"{len(multipliers)} levels of model.multipliers; use a multiple of {2**halvings}."
+        )
+    sizes = [image_size // 2**level for level in range(len(multipliers))]
+    absent = [size for size in attention if size not in sizes]
+    if absent:
+        raise UserError(
+            f"model.attention: no feature map is {absent[0]} pixels high; the levels have "
+            f"{', '.join(map(str, sizes))}."
+        )
+    return sizes
+
+
+def _down_path(
+    width: int,
+    widths: list[int],
+    has_attention: list[bool],
+    blocks: int,
+    embedding: int,
+    dropout: float,
+) -> tuple[nn.ModuleList, list[int]]:
+    """Layers of the way down, and the channels of every skip connection."""
+    layers: list[nn.Module] = []
+    skips, channels = [width], width
+    for level, out in enumerate(widths):
+        for _ in range(blocks):
+            layers.append(ResBlock(channels, out, embedding, dropout))
+            layers += [SelfAttention(out)] if has_attention[level] else []
+            channels = out
+            skips.append(out)
+        if level + 1 < len(widths):
+            layers.append(Downsample(out))
+            skips.append(out)
+    return nn.ModuleList(layers), skips
+
+
+def _up_path(
+    skips: list[int],
+    widths: list[int],
+    has_attention: list[bool],
+    blocks: int,
+    embedding: int,
+    dropout: float,
+) -> nn.ModuleList:
+    """Layers of the way up; every residual block takes one skip connection."""
+    layers: list[nn.Module] = []
+    skips, channels = list(skips), widths[-1]
+    for level, out in reversed(list(enumerate(widths))):
+        for _ in range(blocks + 1):
+            layers.append(ResBlock(channels + skips.pop(), out, embedding, dropout))
+            layers += [SelfAttention(out)] if has_attention[level] else []
+            channels = out
+        if level:
+            layers.append(Upsample(out))
+    return nn.ModuleList(layers)

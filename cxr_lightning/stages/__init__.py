@@ -1,0 +1,1 @@
+"""The four training stages, one LightningModule each."""

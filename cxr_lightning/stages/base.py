@@ -1,0 +1,142 @@
+"""Stage: what the four stages share."""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Shaped
+from lightning import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from cxr_lightning.data.datamodule import CheXpertDataModule
+from cxr_lightning.diffusion.generator import Generator
+from cxr_lightning.types import Batch
+
+Decay = Literal["constant", "cosine"]
+
+
+@dataclass(frozen=True)
+class Product:
+    """What a stage hands over.
+
+    Attributes:
+        kind: `autoencoder`, `generator` or `encoder`.
+        networks: Name to network, as `artifacts.save_product` takes them.
+        parents: Role to sha256 of each product that this one was made from.
+    """
+
+    kind: str
+    networks: Mapping[str, nn.Module]
+    parents: Mapping[str, str]
+
+
+class Stage(LightningModule, ABC):
+    """A training stage: a loss over networks that end as a product.
+
+    Log keys are `<stage>/<split>/<name>`. Randomness of a training step depends on (seed, step)
+    alone, so that a resumed run repeats it; `draw` gives every rank its rows of the global batch's
+    draw, so that two processes see the noise that one would.
+
+    Args:
+        optimizer: Called with the trainable parameters.
+        warmup_steps: Steps of linear learning-rate warm-up.
+        decay: Learning rate after warm-up: `constant`, or `cosine` to zero at the last step.
+    """
+
+    def __init__(self, optimizer: OptimizerCallable, warmup_steps: int, decay: Decay) -> None:
+        super().__init__()
+        self.optimizer = optimizer
+        self.warmup_steps = warmup_steps
+        self.decay = decay
+        self.updated_step = 0
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Name of the stage, first part of its log keys."""
+
+    @abstractmethod
+    def product(self) -> Product:
+        """The networks to hand over, as they are now."""
+
+    def generator(self) -> Generator | None:
+        """What makes images from the networks as they are now; None if the stage makes none."""
+        return None
+
+    @property
+    def datamodule(self) -> CheXpertDataModule:
+        """The data module that the trainer runs this stage on."""
+        datamodule: CheXpertDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
+        return datamodule
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seeds this step's randomness, the same on all ranks."""
+        seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
+        entropy = np.random.SeedSequence((seed, self.global_step, batch_idx))
+        torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
+
+    def draw(
+        self, sample: Callable[[int], Shaped[Tensor, "n ..."]], count: int
+    ) -> Shaped[Tensor, "count ..."]:
+        """Draws for the global batch and returns this rank's `count` rows.
+
+        Args:
+            sample: Draws n rows from torch's global random state.
+            count: Images on this rank; the same on every rank.
+        """
+        world = self.trainer.world_size if self._trainer is not None else 1
+        rank = self.global_rank if self._trainer is not None else 0
+        return sample(world * count)[rank * count : (rank + 1) * count]
+
+    def after_optimizer_step(self, update: Callable[[], None]) -> None:
+        """Calls `update` once an optimizer step, from `on_train_batch_end`.
+
+        Micro-steps of gradient accumulation leave `global_step` as it is and are passed over.
+        """
+        if self.global_step > self.updated_step:
+            update()
+            self.updated_step = self.global_step
+
+    def on_train_start(self) -> None:
+        """Knows the step that a resumed run starts from."""
+        self.updated_step = self.global_step
+
+    def log_scalars(self, split: str, scalars: Mapping[str, Tensor | float], count: int) -> None:
+        """Logs `<stage>/<split>/<name>`; validation values are means over all images and ranks."""
+        for name, value in scalars.items():
+            self.log(
+                f"{self.name}/{split}/{name}",
+                value,
+                batch_size=count,
+                on_step=split == "train",
+                on_epoch=split != "train",
+                sync_dist=split != "train",
+                prog_bar=name == "loss",
+            )
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer over the trainable parameters, with warm-up and decay."""
+        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+        total = max(int(self.trainer.estimated_stepping_batches), 1)
+
+        def factor(step: int) -> float:
+            warmup = min((step + 1) / (self.warmup_steps + 1), 1.0)
+            cosine = 0.5 * (1.0 + np.cos(np.pi * min(step / total, 1.0)))
+            return float(warmup * (cosine if self.decay == "cosine" else 1.0))
+
+        scheduler = LambdaLR(optimizer, factor)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+
+def default_optimizer(parameters: Any) -> torch.optim.Optimizer:
+    """AdamW with learning rate 1e-4, for stages built without a configuration."""
+    return torch.optim.AdamW(parameters, lr=1e-4)

@@ -1,0 +1,154 @@
+"""Stage 2: the DDPM refines the VAE's reconstruction (DiffuseVAE)."""
+
+from pathlib import Path
+from typing import final
+
+from jaxtyping import Float
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+
+from cxr_lightning.artifacts import check_product, load_network
+from cxr_lightning.diffusion.generator import Generator
+from cxr_lightning.errors import UserError
+from cxr_lightning.networks.autoencoder import Autoencoder
+from cxr_lightning.networks.unet import Denoiser, Form, Prediction, Schedule
+from cxr_lightning.stages.base import Decay, Product, Stage, default_optimizer
+from cxr_lightning.stages.denoising import (
+    GeneratorInTraining,
+    fit_prior,
+    fixed_draws,
+    random_draws,
+    random_drop,
+)
+from cxr_lightning.types import Batch
+
+
+@final
+class DDPM(Stage):
+    """Noise prediction given the VAE image and the health condition.
+
+    DiffuseVAE (Pandey et al. 2022, arXiv 2201.00308): the VAE is frozen, x_hat is the decoding of
+    a sampled latent code. The weights that are validated and handed over are their moving average.
+
+    Args:
+        autoencoder: Product of stage 1; null only for `form: uncond`.
+        image_size: Height and width in pixels (from `data.image_size`).
+        width: Channels of the U-Net at full resolution.
+        multipliers: Channels of each level, as multiples of `width`.
+        blocks: Residual blocks a level.
+        attention: Feature-map heights in pixels that get self-attention.
+        form: `form1` (x_hat shown beside x_t), `form2` (chain shifted by x_hat), `uncond`.
+        prediction: `epsilon` or `v`.
+        schedule: `linear` or `cosine`.
+        timesteps: Number of diffusion steps.
+        dropout: Dropout probability in the residual blocks.
+        drop_field: Probability, per image and field, that a field of the condition is unknown.
+        drop_condition: Probability, per image, that the whole condition is unknown.
+        drop_reconstruction: Probability, per image, that x_hat is unknown.
+        ema_decay: Decay of the moving average of the weights.
+        optimizer: Optimizer of the U-Net.
+        warmup_steps: Steps of linear learning-rate warm-up.
+        decay: Learning rate after warm-up: `constant` or `cosine`.
+
+    Raises:
+        UserError: If the autoencoder's product is missing, wrong, or of another image size.
+    """
+
+    def __init__(
+        self,
+        autoencoder: Path | None,
+        image_size: int = 64,
+        width: int = 64,
+        multipliers: list[int] = [1, 2, 2, 2],  # noqa: B006
+        blocks: int = 2,
+        attention: list[int] = [16],  # noqa: B006
+        form: Form = "form1",
+        prediction: Prediction = "epsilon",
+        schedule: Schedule = "linear",
+        timesteps: int = 1000,
+        dropout: float = 0.0,
+        drop_field: float = 0.1,
+        drop_condition: float = 0.1,
+        drop_reconstruction: float = 0.0,
+        ema_decay: float = 0.999,
+        optimizer: OptimizerCallable = default_optimizer,
+        warmup_steps: int = 0,
+        decay: Decay = "constant",
+    ) -> None:
+        super().__init__(optimizer, warmup_steps, decay)
+        self.parents: dict[str, str] = {}
+        network = self._load_autoencoder(autoencoder, form, image_size)
+        denoiser = Denoiser(
+            image_size=image_size,
+            width=width,
+            multipliers=multipliers,
+            blocks=blocks,
+            attention=attention,
+            form=form,
+            prediction=prediction,
+            schedule=schedule,
+            timesteps=timesteps,
+            dropout=dropout,
+        )
+        self.networks = GeneratorInTraining(denoiser, network, ema_decay)
+        self.drop_field = drop_field
+        self.drop_condition = drop_condition
+        self.drop_reconstruction = drop_reconstruction
+
+    @property
+    def name(self) -> str:
+        """Name of the stage."""
+        return "ddpm"
+
+    def product(self) -> Product:
+        """The generator, with averaged weights."""
+        return Product("generator", self.networks.networks(), self.parents)
+
+    def generator(self) -> Generator:
+        """The generator, with averaged weights."""
+        return self.networks.generator()
+
+    def on_fit_start(self) -> None:
+        """Fits the latent prior to the training images; the same on every rank."""
+        fit_prior(self.networks, self.datamodule, self.device)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
+        """Mean squared error of the predicted noise, conditions dropped image by image."""
+        count = len(batch.image)
+        condition = random_drop(self, batch.condition, self.drop_field, self.drop_condition)
+        draws = random_draws(self, self.networks, count, self.drop_reconstruction)
+        loss = self.networks.denoise(batch.image, condition, draws).loss
+        self.log_scalars("train", {"loss": loss}, count)
+        return loss
+
+    def on_train_batch_end(self, outputs: object, batch: Batch, batch_idx: int) -> None:
+        """Updates the moving average after each optimizer step."""
+        self.after_optimizer_step(lambda: self.networks.update_average(self.global_step))
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """The same loss with averaged weights, full conditions and fixed noise."""
+        size = batch.image.shape[-1]
+        draws = fixed_draws(batch.index, self.networks, size, self.device)
+        loss = self.networks.denoise(batch.image, batch.condition, draws, averaged=True).loss
+        self.log_scalars("valid", {"loss": loss}, len(batch.image))
+
+    def _load_autoencoder(
+        self, folder: Path | None, form: Form, image_size: int
+    ) -> Autoencoder | None:
+        if form == "uncond":
+            return None
+        if folder is None:
+            raise UserError(
+                f"model.autoencoder: none was given, but model.form {form!r} needs the product of "
+                "stage 1; give its folder, or use model.form uncond."
+            )
+        self.parents["autoencoder"] = check_product(folder, "autoencoder", "model.autoencoder")[
+            "sha256"
+        ]
+        network = load_network(Autoencoder, folder)
+        if network.image_size != image_size:
+            raise UserError(
+                f"model.autoencoder: {folder} makes images of {network.image_size} pixels, but "
+                f"data.image_size is {image_size}; use an autoencoder of that size."
+            )
+        return network

@@ -1,0 +1,210 @@
+"""What stages 2 and 4 share: the networks of a generator in training, and one noised batch."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from cxr_lightning.data.datamodule import CheXpertDataModule
+from cxr_lightning.diffusion.generator import Generator
+from cxr_lightning.diffusion.prior import LatentPrior
+from cxr_lightning.diffusion.process import (
+    add_noise,
+    epsilon_from_velocity,
+    velocity,
+    x0_from_epsilon,
+)
+from cxr_lightning.diffusion.random import ImageNoise
+from cxr_lightning.diffusion.schedule import alpha_bar
+from cxr_lightning.networks.autoencoder import Autoencoder, sample_latent
+from cxr_lightning.networks.frozen import Frozen
+from cxr_lightning.networks.momentum import momentum_copy, momentum_update
+from cxr_lightning.networks.unet import Denoiser
+from cxr_lightning.stages.base import Stage
+from cxr_lightning.types import Condition
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of one noised batch.
+
+    Attributes:
+        t: Diffusion step of each image, 1 to T.
+        noise: Noise of the chain.
+        latent_noise: Noise of the latent code; None without an autoencoder.
+        x_hat_known: Which images' x_hat the denoiser may see.
+    """
+
+    t: Int[Tensor, " b"]
+    noise: Float[Tensor, "b 1 h w"]
+    latent_noise: Float[Tensor, "b d"] | None
+    x_hat_known: Bool[Tensor, " b"]
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """A noised batch after one network evaluation.
+
+    Attributes:
+        loss: Mean squared error of the prediction (Ho et al. 2020, equation 14).
+        x0: One-step estimate of the clean image, not clamped.
+        a_t: alpha_bar at each image's step.
+    """
+
+    loss: Float[Tensor, ""]
+    x0: Float[Tensor, "b 1 h w"]
+    a_t: Float[Tensor, " b"]
+
+
+class GeneratorInTraining(nn.Module):
+    """Denoiser with its moving average, beside the frozen autoencoder and the latent prior.
+
+    Args:
+        denoiser: The network that is trained.
+        autoencoder: Stage 1, frozen here; None for the unconditional form.
+        decay: Decay of the exponential moving average of the weights.
+    """
+
+    def __init__(
+        self, denoiser: Denoiser, autoencoder: Autoencoder | None, decay: float = 0.999
+    ) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.average = momentum_copy(denoiser)
+        self.autoencoder = None if autoencoder is None else Frozen(autoencoder)
+        self.prior = None if autoencoder is None else LatentPrior(latent_dim=autoencoder.latent_dim)
+        self.decay = decay
+        schedule = alpha_bar(denoiser.schedule, denoiser.timesteps).float()
+        self.register_buffer("alpha_bar", schedule, persistent=False)
+        self.alpha_bar: Float[Tensor, " t1"]
+
+    @property
+    def latent_dim(self) -> int | None:
+        """Dimension of the latent code; None without an autoencoder."""
+        return None if self.prior is None else self.prior.latent_dim
+
+    def update_average(self, step: int) -> None:
+        """Moves the average towards the weights; with a short memory in the first steps.
+
+        The decay is min(decay, (1 + step) / (10 + step)), as in TensorFlow's moving average.
+        """
+        decay = min(self.decay, (1.0 + step) / (10.0 + step))
+        momentum_update([(self.denoiser, self.average)], decay)
+
+    def generator(self) -> Generator:
+        """The generator with the averaged weights."""
+        if self.autoencoder is None or self.prior is None:
+            return Generator(self.average)
+        return Generator(self.average, self.autoencoder.network, self.prior)
+
+    def networks(self) -> dict[str, nn.Module]:
+        """The parts of the generator's product."""
+        parts: dict[str, nn.Module] = {"denoiser": self.average}
+        if self.autoencoder is not None and self.prior is not None:
+            parts |= {"autoencoder": self.autoencoder.network, "prior": self.prior}
+        return parts
+
+    def denoise(
+        self,
+        image: Float[Tensor, "b 1 h w"],
+        condition: Condition,
+        draws: Draws,
+        *,
+        averaged: bool = False,
+    ) -> Denoised:
+        """Noises images, predicts the noise and compares.
+
+        Args:
+            image: Clean images x_0, model range.
+            condition: What the denoiser is told of them.
+            draws: The random numbers.
+            averaged: Whether the averaged weights predict.
+        """
+        denoiser = self.average if averaged else self.denoiser
+        x_hat = self._reconstruct(image, draws.latent_noise)
+        a_t = self.alpha_bar[draws.t]
+        y = add_noise(image, draws.noise, a_t)
+        predicted = denoiser(y, draws.t, condition, x_hat, draws.x_hat_known)
+        if denoiser.prediction == "epsilon":
+            target, epsilon = draws.noise, predicted
+        else:
+            target = velocity(image, draws.noise, a_t)
+            epsilon = epsilon_from_velocity(y, predicted, a_t)
+        return Denoised(F.mse_loss(predicted, target), x0_from_epsilon(y, epsilon, a_t), a_t)
+
+    @torch.no_grad()
+    def _reconstruct(
+        self, image: Float[Tensor, "b 1 h w"], latent_noise: Float[Tensor, "b d"] | None
+    ) -> Float[Tensor, "b 1 h w"] | None:
+        if self.autoencoder is None or latent_noise is None:
+            return None
+        reconstruction: Tensor = self.autoencoder.network(image, latent_noise)
+        return reconstruction
+
+
+def random_draws(
+    stage: Stage, networks: GeneratorInTraining, count: int, drop_reconstruction: float = 0.0
+) -> Draws:
+    """The random numbers of a training step, this rank's part of the global batch's."""
+    device, denoiser = stage.device, networks.denoiser
+    shape = (denoiser.channels, denoiser.image_size, denoiser.image_size)
+    t = stage.draw(lambda n: torch.randint(1, denoiser.timesteps + 1, (n,), device=device), count)
+    noise = stage.draw(lambda n: torch.randn(n, *shape, device=device), count)
+    known = stage.draw(lambda n: torch.rand(n, device=device) >= drop_reconstruction, count)
+    latent_dim = networks.latent_dim
+    if latent_dim is None:
+        return Draws(t, noise, None, known)
+    latent_noise = stage.draw(lambda n: torch.randn(n, latent_dim, device=device), count)
+    return Draws(t, noise, latent_noise, known)
+
+
+def random_drop(
+    stage: Stage, condition: Condition, drop_field: float, drop_all: float
+) -> Condition:
+    """Makes fields unknown at random, image by image.
+
+    Args:
+        stage: The stage that trains.
+        condition: The full condition.
+        drop_field: Probability that a field becomes unknown, so that partial conditions are met.
+        drop_all: Probability that all do (the null condition of classifier-free guidance).
+    """
+    count, fields = condition.value.shape
+    field_draw = stage.draw(lambda n: torch.rand(n, fields, device=stage.device), count)
+    all_draw = stage.draw(lambda n: torch.rand(n, 1, device=stage.device), count)
+    return condition.keep((field_draw >= drop_field) & (all_draw >= drop_all))
+
+
+@torch.no_grad()
+def fit_prior(
+    networks: GeneratorInTraining, datamodule: CheXpertDataModule, device: torch.device
+) -> None:
+    """Fits the latent prior to one sampled latent code of each training image."""
+    if networks.autoencoder is None or networks.prior is None:
+        return
+    noise = torch.Generator().manual_seed(0)
+    latents, conditions = [], []
+    for rows in torch.as_tensor(datamodule.rows["train"]).split(256):
+        batch = datamodule.batch_of(rows.numpy(), device)
+        mean, log_variance = networks.autoencoder.network.encode(batch.image)
+        eps = torch.randn(mean.shape, generator=noise).to(device)
+        latents.append(sample_latent(mean, log_variance, eps))
+        conditions.append(batch.condition)
+    merged = Condition(*(torch.cat(parts) for parts in zip(*conditions, strict=True)))
+    networks.prior.fit(torch.cat(latents), merged)
+
+
+def fixed_draws(
+    index: Int[Tensor, " b"], networks: GeneratorInTraining, size: int, device: torch.device
+) -> Draws:
+    """Random numbers for validation that depend on the image alone, so that epochs compare."""
+    noise = ImageNoise(0, index, device)
+    latent_dim = networks.latent_dim
+    latent_noise = None if latent_dim is None else noise.normal(latent_dim)
+    timesteps = networks.denoiser.timesteps
+    golden = 0.6180339887498949  # equidistributed steps over consecutive images
+    t = 1 + ((index.double() * golden) % 1.0 * timesteps).long()
+    known = torch.ones(len(index), dtype=torch.bool, device=device)
+    return Draws(t, noise.normal(networks.denoiser.channels, size, size), latent_noise, known)

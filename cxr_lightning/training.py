@@ -1,0 +1,115 @@
+"""LightningCLI for the four stages: cxr fit, validate, test, predict."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from cxr_lightning.callbacks.export import Export
+from cxr_lightning.callbacks.generation import GenerationMetrics
+from cxr_lightning.callbacks.logger import run_logger
+from cxr_lightning.callbacks.samples import SampleGrid
+from cxr_lightning.data.datamodule import CheXpertDataModule
+from cxr_lightning.errors import UserError
+from cxr_lightning.stages.base import Stage
+
+
+class CxrCLI(LightningCLI):
+    """`cxr fit --config configs/<stage>.yaml --config configs/scale/<scale>.yaml --data.root DIR`.
+
+    Beside `model`, `data` and `trainer` a configuration has the groups `checkpoint`
+    (ModelCheckpoint), `export`, `samples` and `generation` (the callbacks of that name).
+    The same command into the same `trainer.default_root_dir` continues an unfinished run.
+    """
+
+    @classmethod
+    def run(cls, args: list[str] | None) -> None:
+        """Parses and runs `args`, beginning with the subcommand; those of the process if None."""
+        cls(
+            Stage,
+            CheXpertDataModule,
+            subclass_mode_model=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
+            load_from_checkpoint_support=False,  # else a checkpoint's values override the user's
+            parser_kwargs={"prog": "cxr"},
+            args=args,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the callbacks as groups and links what must agree."""
+        parser.add_argument("--project", default="cxr_lightning", help="Project in W&B.")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(Export, "export")
+        parser.add_lightning_class_args(SampleGrid, "samples")
+        parser.add_lightning_class_args(GenerationMetrics, "generation")
+        parser.link_arguments("data.image_size", "model.init_args.image_size")
+        parser.link_arguments(
+            "trainer.default_root_dir", "checkpoint.dirpath", compute_fn=checkpoint_folder
+        )
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer, with `run_logger` unless the configuration names a logger."""
+        config = self.config_init[self.config_init["subcommand"]]
+        if config["trainer"]["logger"] is None:
+            folder = Path(config["trainer"]["default_root_dir"] or ".")
+            kwargs["logger"] = run_logger(folder, config["project"])
+        return super().instantiate_trainer(**kwargs)
+
+    def before_fit(self) -> None:
+        """Continues from the last checkpoint of the run folder, if there is one."""
+        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))["fit"]
+        for callback in self.trainer.callbacks:
+            if isinstance(callback, Export):
+                callback.config = config
+        last = Path(checkpoint_folder(self.trainer.default_root_dir)) / "last.ckpt"
+        if self.config_init["fit"]["ckpt_path"] is None and last.is_file():
+            check_same_model(Path(self.trainer.default_root_dir), config)
+            self.config_init["fit"]["ckpt_path"] = str(last)
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes the resolved configuration to the run folder, and to the logger."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Saves once a fit; Lightning calls it on the first process only."""
+        if stage != "fit":
+            return
+        text = self.parser.dump(self.config, skip_none=False)
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(text)
+        for logger in trainer.loggers:
+            logger.log_hyperparams(yaml.safe_load(text))
+
+
+def checkpoint_folder(default_root_dir: str | None) -> str:
+    """Where a run keeps its checkpoints."""
+    return str(Path(default_root_dir or ".") / "checkpoints")
+
+
+def check_same_model(folder: Path, config: dict[str, Any]) -> None:
+    """Refuses to continue a run with another model than it was started with.
+
+    Raises:
+        UserError: Naming the first argument that differs.
+    """
+    saved = folder / "config.yaml"
+    if not saved.is_file():
+        return
+    before = yaml.safe_load(saved.read_text())["model"]
+    now = config["model"]
+    pairs = {"class_path": (before["class_path"], now["class_path"])}
+    for key in sorted({*before.get("init_args", {}), *now.get("init_args", {})}):
+        pairs[key] = (before["init_args"].get(key), now["init_args"].get(key))
+    for key, (old, new) in pairs.items():
+        if old != new:
+            raise UserError(
+                f"model.{key}: the unfinished run in {folder} has {old!r}, but {new!r} was asked "
+                "for; use the same value, or another --trainer.default_root_dir for a new run."
+            )

@@ -1,0 +1,86 @@
+"""What travels between the parts: observations, conditions, batches.
+
+Images have two forms only. Raw: uint8 (b, 1, h, w), 0 to 255, bright = dense. Model: float
+(b, 1, h, w) in [-1, 1]. `cxr_lightning.data.transforms` converts between them.
+"""
+
+from typing import NamedTuple, Self
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+OBSERVATIONS = (
+    "No Finding",
+    "Enlarged Cardiomediastinum",
+    "Cardiomegaly",
+    "Lung Opacity",
+    "Lung Lesion",
+    "Edema",
+    "Consolidation",
+    "Pneumonia",
+    "Atelectasis",
+    "Pneumothorax",
+    "Pleural Effusion",
+    "Pleural Other",
+    "Fracture",
+    "Support Devices",
+)
+"""The 14 observations in CheXpert's column order (Irvin et al. 2019, arXiv 1901.07031)."""
+
+FIELDS = (*OBSERVATIONS, "PA", "Male", "Age")
+"""What a condition can state: the observations (0 absent to 1 present), view (0 AP, 1 PA), sex
+(0 female, 1 male), age (years / 100)."""
+
+
+class Condition(NamedTuple):
+    """What is known of a batch of radiographs; unknown is a value of its own.
+
+    Attributes:
+        value: One column a field of `FIELDS`, each in [0, 1]; 0 where unknown.
+        known: Whether the value is known.
+    """
+
+    value: Float[Tensor, "b 17"]
+    known: Bool[Tensor, "b 17"]
+
+    @property
+    def observations(self) -> Float[Tensor, "b 14"]:
+        """Values of the 14 observations."""
+        return self.value[:, : len(OBSERVATIONS)]
+
+    @property
+    def observations_known(self) -> Bool[Tensor, "b 14"]:
+        """Known-mask of the 14 observations."""
+        return self.known[:, : len(OBSERVATIONS)]
+
+    @classmethod
+    def unknown(cls, count: int, device: torch.device | str = "cpu") -> Self:
+        """The null condition: nothing is known of any of `count` images."""
+        shape = (count, len(FIELDS))
+        return cls(
+            torch.zeros(shape, device=device), torch.zeros(shape, dtype=torch.bool, device=device)
+        )
+
+    def keep(self, mask: Bool[Tensor, "b f"]) -> Self:
+        """Makes every field unknown where `mask`, broadcast over (b, fields), is False."""
+        known = self.known & mask
+        return type(self)(torch.where(known, self.value, 0.0), known)
+
+    def rows(self, index: Int[Tensor, " n"] | Bool[Tensor, " b"] | slice) -> Self:
+        """The condition of some images of the batch."""
+        return type(self)(self.value[index], self.known[index])
+
+
+class Batch(NamedTuple):
+    """A batch of radiographs.
+
+    Attributes:
+        image: Model form, float (b, 1, h, w) in [-1, 1]; raw uint8 between loader and device.
+        condition: What is known of each image.
+        index: Row of the prepared table, int64 (b,).
+    """
+
+    image: Float[Tensor, "b 1 h w"]
+    condition: Condition
+    index: Int[Tensor, " b"]

@@ -1,0 +1,157 @@
+"""Fréchet distance against independent computations, its interval and its floor."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from torch import Tensor
+
+from cxr_lightning.metrics.extractors import build_extractor
+from cxr_lightning.metrics.fid import (
+    frechet,
+    frechet_distance,
+    frechet_interval,
+    frechet_of_features,
+    halve,
+    moments,
+    real_floor,
+)
+
+
+def _features(count: int, dim: int, seed: int, shift: float = 0.0) -> Tensor:
+    """Correlated Gaussian features."""
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(dim, dim, generator=torch.Generator().manual_seed(99)) / dim**0.5
+    return torch.randn(count, dim, generator=generator) @ mixing + shift
+
+
+def _reference(one: Tensor, other: Tensor) -> float:
+    """Heusel et al. 2017, eq. (6), with scipy's matrix square root."""
+    x, y = one.double().numpy(), other.double().numpy()
+    c1, c2 = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+    root = scipy.linalg.sqrtm(c1 @ c2)
+    difference = x.mean(0) - y.mean(0)
+    return float(difference @ difference + np.trace(c1 + c2 - 2 * np.real(root)))
+
+
+def test_metric_against_scipy_and_torch_fidelity() -> None:
+    metric_fid = pytest.importorskip("torch_fidelity.metric_fid")
+    extractor = build_extractor("fixed")
+    generator = torch.Generator().manual_seed(0)
+    real = torch.randint(0, 256, (300, 1, 32, 32), generator=generator, dtype=torch.uint8)
+    synthetic = torch.randint(0, 200, (250, 1, 32, 32), generator=generator, dtype=torch.uint8)
+    metric = frechet_distance(extractor)
+    for batch in real.split(64):
+        metric.update(batch, real=True)
+    for batch in synthetic.split(64):
+        metric.update(batch, real=False)
+    value = float(metric.compute())
+    assert value == pytest.approx(_reference(extractor(real), extractor(synthetic)), rel=1e-4)
+    statistics = [
+        metric_fid.fid_features_to_statistics(extractor(x).double()) for x in (real, synthetic)
+    ]
+    fidelity = metric_fid.fid_statistics_to_metric(*statistics, False)
+    assert value == pytest.approx(fidelity["frechet_inception_distance"], rel=1e-4)
+    assert frechet_of_features(extractor(real), extractor(synthetic)) == pytest.approx(value)
+
+
+@pytest.mark.parametrize(("n", "m", "dim"), [(300, 200, 16), (300, 9, 16), (10, 12, 40), (2, 2, 5)])
+def test_closed_form_against_torchmetrics(n: int, m: int, dim: int) -> None:
+    """Also for fewer images than features, where the product of the covariances is singular."""
+    one, other = _features(n, dim, 1), _features(m, dim, 2, shift=0.3)
+    value = frechet(moments(one), moments(other))
+    # 1e-4: eigenvalues of a singular product carry sqrt(eps) each.
+    assert value == pytest.approx(frechet_of_features(one, other), rel=1e-4)
+
+
+def test_same_set_gives_zero_and_order_does_not_matter() -> None:
+    one, other = _features(80, 12, 1), _features(60, 12, 2, shift=1.0)
+    assert frechet(moments(one), moments(one)) == pytest.approx(0.0, abs=1e-6)
+    assert frechet_of_features(one, one) == pytest.approx(0.0, abs=1e-6)
+    assert frechet(moments(one), moments(other)) == pytest.approx(
+        frechet(moments(other), moments(one))
+    )
+
+
+def test_known_distance() -> None:
+    """A shift by (3, 4) of one set: 25. Scaling by 2: sum of the variances (1 - 2)^2."""
+    one = _features(100, 2, 1)
+    assert frechet(moments(one), moments(one + torch.tensor([3.0, 4.0]))) == pytest.approx(
+        25, abs=1e-5
+    )
+    centred = one - one.mean(0)
+    variance = float(centred.double().var(0).sum())
+    assert frechet(moments(centred), moments(2 * centred)) == pytest.approx(variance, rel=1e-6)
+
+
+def test_weights_repeat_images() -> None:
+    features, weights = _features(6, 3, 1), torch.tensor([0, 2, 1, 3, 0, 1])
+    repeated = features.repeat_interleave(weights, dim=0)
+    one, other = moments(features, weights), moments(repeated)
+    assert torch.allclose(one.mean, other.mean)
+    assert torch.allclose(one.factor.T @ one.factor, other.factor.T @ other.factor)
+
+
+def test_interval_holds_the_value_and_narrows() -> None:
+    widths = []
+    for n in (50, 400):
+        real, synthetic = _features(n, 8, 1), _features(n, 8, 2, shift=0.5)
+        value = frechet_of_features(real, synthetic)
+        low, high = frechet_interval(
+            value, real, synthetic, np.arange(n), np.arange(n), draws=100, seed=0
+        ) or (0.0, 0.0)
+        assert low < value < high
+        widths.append(high - low)
+    # A mean's error falls with sqrt(n): 1 / sqrt(8) = .35.
+    assert widths[1] < 0.6 * widths[0]
+
+
+def test_no_interval_without_draws() -> None:
+    features = _features(5, 3, 1)
+    patients = np.arange(5)
+    assert frechet_interval(0.0, features, features, patients, patients, draws=0, seed=0) is None
+
+
+@pytest.mark.slow
+def test_interval_covers_the_expected_value_at_this_n() -> None:
+    """What it promises: the mean of the Fréchet distance over sets of this size."""
+    n, dim, trials = 100, 8, 60
+    sets = [(_features(n, dim, 2 * i), _features(n, dim, 2 * i + 1, 0.3)) for i in range(trials)]
+    values = [frechet_of_features(*pair) for pair in sets]
+    expected, patients, covered = np.mean(values), np.arange(n), 0
+    for i, (pair, value) in enumerate(zip(sets, values, strict=True)):
+        interval = frechet_interval(value, *pair, patients, patients, draws=100, seed=i)
+        assert interval is not None
+        covered += interval[0] <= expected <= interval[1]
+    assert covered >= 0.86 * trials  # .95 less 3 binomial standard errors of .028
+
+
+def test_halves_share_no_patient() -> None:
+    patients = np.repeat(["a", "b", "c", "d", "e"], [1, 9, 4, 3, 5])
+    for seed in range(10):
+        one, other = halve(patients, np.random.default_rng(seed))
+        assert not {*patients[one]} & {*patients[other]}
+        assert sorted([*one, *other]) == [*range(22)]
+
+
+def test_floor_at_equal_n() -> None:
+    real, synthetic = _features(200, 6, 1), _features(40, 6, 2, shift=2.0)
+    floor = real_floor(real, synthetic, np.arange(200), seed=0)
+    assert floor is not None
+    assert floor.n == 40
+    # Two samples of 40 from one distribution; shift 2 in 6 dimensions is 24 in the mean.
+    expected = np.mean(
+        [
+            frechet_of_features(_features(40, 6, 100 + i), _features(40, 6, 200 + i))
+            for i in range(10)
+        ]
+    )
+    assert floor.real == pytest.approx(expected, rel=0.3)
+    assert floor.synthetic > 20
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_no_floor_for_one_patient_or_one_image(count: int) -> None:
+    features = _features(count, 3, 1)
+    assert real_floor(features, features, np.zeros(count), seed=0) is None
+    assert real_floor(_features(9, 3, 1), _features(1, 3, 2), np.arange(9), seed=0) is None
