@@ -16,7 +16,7 @@ COMMANDS = {
     "generate": "make a synthetic data set from a generator product",
     "evaluate": "measure a synthetic data set against a real one",
     "report": "turn evaluations into one HTML page and Markdown",
-    "benchmark": "images per second of a stage's training step",
+    "benchmark": "images per second of a stage's training step; takes the arguments of fit",
 }
 
 
@@ -45,6 +45,10 @@ def run(args: list[str]) -> None:
         from cxr_lightning.training import CxrCLI
 
         CxrCLI.run(None if args == sys.argv[1:] else args)
+    elif name == "benchmark":
+        from cxr_lightning.training import CxrCLI
+
+        CxrCLI.benchmark(args[1:])
     elif name in COMMANDS:
         from jsonargparse import auto_cli
 

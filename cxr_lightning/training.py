@@ -1,17 +1,22 @@
 """LightningCLI for the four stages: cxr fit, validate, test, predict."""
 
+import json
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning import LightningModule, Trainer
+from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from cxr_lightning.callbacks.export import Export
 from cxr_lightning.callbacks.generation import GenerationMetrics
 from cxr_lightning.callbacks.logger import run_logger
+from cxr_lightning.callbacks.predictions import WritePredictions
 from cxr_lightning.callbacks.samples import SampleGrid
+from cxr_lightning.callbacks.throughput import Throughput
 from cxr_lightning.data.datamodule import CheXpertDataModule
 from cxr_lightning.errors import UserError
 from cxr_lightning.stages.base import Stage
@@ -26,7 +31,7 @@ class CxrCLI(LightningCLI):
     """
 
     @classmethod
-    def run(cls, args: list[str] | None) -> None:
+    def run(cls, args: list[str] | None, callbacks: Sequence[Callback] = ()) -> None:
         """Parses and runs `args`, beginning with the subcommand; those of the process if None."""
         cls(
             Stage,
@@ -37,9 +42,31 @@ class CxrCLI(LightningCLI):
             save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
             load_from_checkpoint_support=False,  # else a checkpoint's values override the user's
+            trainer_defaults={"callbacks": [WritePredictions(), *callbacks]},
             parser_kwargs={"prog": "cxr"},
             args=args,
         )
+
+    @classmethod
+    def benchmark(cls, args: list[str]) -> None:
+        """Times training steps of the configuration in `args` and prints the figures as JSON.
+
+        Takes the arguments of `fit`. The last line is the JSON; nothing is left behind.
+        """
+        throughput = Throughput()
+        with tempfile.TemporaryDirectory() as folder:
+            overrides = {
+                "trainer.default_root_dir": folder,
+                "trainer.max_steps": "40",
+                "trainer.limit_val_batches": "0",
+                "trainer.enable_progress_bar": "false",
+                "trainer.logger": "false",
+                "checkpoint.save_last": "false",
+                "checkpoint.save_top_k": "0",
+            }
+            flags = [part for key, value in overrides.items() for part in (f"--{key}", value)]
+            cls.run(["fit", *args, *flags], callbacks=[throughput])
+        print(json.dumps(throughput.result, indent=1))
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the callbacks as groups and links what must agree."""
@@ -64,7 +91,7 @@ class CxrCLI(LightningCLI):
     def before_fit(self) -> None:
         """Continues from the last checkpoint of the run folder, if there is one."""
         config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))["fit"]
-        for callback in self.trainer.callbacks:
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Export):
                 callback.config = config
         last = Path(checkpoint_folder(self.trainer.default_root_dir)) / "last.ckpt"

@@ -4,7 +4,7 @@ Images have two forms only. Raw: uint8 (b, 1, h, w), 0 to 255, bright = dense. M
 (b, 1, h, w) in [-1, 1]. `cxr_lightning.data.transforms` converts between them.
 """
 
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -54,22 +54,22 @@ class Condition(NamedTuple):
         """Known-mask of the 14 observations."""
         return self.known[:, : len(OBSERVATIONS)]
 
-    @classmethod
-    def unknown(cls, count: int, device: torch.device | str = "cpu") -> Self:
+    @staticmethod
+    def unknown(count: int, device: torch.device | str = "cpu") -> "Condition":
         """The null condition: nothing is known of any of `count` images."""
         shape = (count, len(FIELDS))
-        return cls(
+        return Condition(
             torch.zeros(shape, device=device), torch.zeros(shape, dtype=torch.bool, device=device)
         )
 
-    def keep(self, mask: Bool[Tensor, "b f"]) -> Self:
+    def keep(self, mask: Bool[Tensor, "b f"]) -> "Condition":
         """Makes every field unknown where `mask`, broadcast over (b, fields), is False."""
         known = self.known & mask
-        return type(self)(torch.where(known, self.value, 0.0), known)
+        return Condition(torch.where(known, self.value, 0.0), known)
 
-    def rows(self, index: Int[Tensor, " n"] | Bool[Tensor, " b"] | slice) -> Self:
+    def rows(self, index: Int[Tensor, " n"] | Bool[Tensor, " b"] | slice) -> "Condition":
         """The condition of some images of the batch."""
-        return type(self)(self.value[index], self.known[index])
+        return Condition(self.value[index], self.known[index])
 
 
 class Batch(NamedTuple):
@@ -83,4 +83,4 @@ class Batch(NamedTuple):
 
     image: Float[Tensor, "b 1 h w"]
     condition: Condition
-    index: Int[Tensor, " b"]
+    index: Int[Tensor, " b"]  # type: ignore[assignment]  # hides tuple.index, unused here

@@ -77,6 +77,11 @@ class GenerationMetrics(Callback):
             self._measure_fid(trainer, pl_module, generator)
             self._measure_score(trainer, pl_module, generator)
 
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The same measurement, logged as `test`."""
+        self.validations = 0
+        self.on_validation_epoch_end(trainer, pl_module)
+
     def _measure_fid(self, trainer: Trainer, stage: Stage, generator: Generator) -> None:
         if self.fid is None or self.extractor is None:
             return
@@ -88,7 +93,7 @@ class GenerationMetrics(Callback):
             )
             fid.update(to_image(batch.image), real=True)
             fid.update(to_image(made), real=False)
-        stage.log(f"{stage.name}/valid/fid_{self.extractor.name}", fid.compute())
+        stage.log(f"{stage.name}/{stage.split}/fid_{self.extractor.name}", fid.compute())
         fid.reset()
 
     def _measure_score(self, trainer: Trainer, stage: Stage, generator: Generator) -> None:
@@ -101,7 +106,7 @@ class GenerationMetrics(Callback):
                 batch.image, batch.condition, batch.index, steps=self.steps
             )
             score.update(batch.image, made)
-        stage.log(f"{stage.name}/valid/rrs", score.compute())
+        stage.log(f"{stage.name}/{stage.split}/rrs", score.compute())
         score.reset()
 
     def _share(self, trainer: Trainer, stage: Stage, split: str) -> list[np.ndarray]:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Literal
@@ -12,7 +12,13 @@ from typing import Literal
 import pandas as pd
 from tqdm import tqdm
 
-from cxr_lightning.data.prepared import PreparedWriter, open_prepared, open_writer, read_header
+from cxr_lightning.data.prepared import (
+    PreparedWriter,
+    open_prepared,
+    open_writer,
+    read_failures,
+    read_header,
+)
 from cxr_lightning.data.resize import Aspect, Resize
 from cxr_lightning.data.sources.base import Source
 from cxr_lightning.data.sources.chexpert import ChexpertSource
@@ -23,7 +29,7 @@ from cxr_lightning.data.sources.reading import Chunk, read_chunks, split_rows
 from cxr_lightning.data.split import SPLITS, assign_splits
 from cxr_lightning.errors import UserError
 
-MAX_SIZE = 4096
+MIN_SIZE, MAX_SIZE = 8, 4096
 
 
 def prepare(
@@ -71,8 +77,8 @@ def prepare(
         UserError: If an argument or the data set is wrong, no image can be read, or the disk has
             no room.
     """
-    _check_arguments(size, workers, valid_fraction, patients, out)
-    resize = Resize(size, aspect)
+    _check_numbers(size, workers, valid_fraction, seed)
+    _check_out(out, root)
     cores = workers or os.cpu_count() or 1
     reader: Source
     if source == "chexpert":
@@ -85,35 +91,53 @@ def prepare(
         reader = PhantomSource(root, patients=patients, size=size, seed=seed, workers=cores)
     table = reader.table()
     table["split"] = assign_splits(table, valid_fraction, seed)
-    lateral = table["Frontal/Lateral"].str.lower() == "lateral"
     if views == "frontal":
-        table = table[~lateral].reset_index(drop=True)
-    if table.empty:
-        raise UserError(f"views: {root} has lateral views only; use --views all.")
+        table = _leave_out_laterals(table, root)
+    resize = Resize(size, aspect)
     request = _request(reader, root, resize, table)
     if _is_complete(out, request):
+        if strict:
+            _refuse_failures(read_failures(out))
         print(f"{out} is complete already: {_summary(open_prepared(out).table)}.")
         return
     with open_writer(out, table, size, request) as writer:
-        for chunk in _read(reader, resize, writer, cores):
-            if strict and chunk.failures:
-                _refuse_failure(writer, chunk)
-            writer.append(chunk)
-        if writer.count == 0:
-            raise UserError(
-                f"root: none of the {len(table)} images in {root} can be read "
-                f"({table['Path'].iloc[0]}: {writer.failures[0]}); check the folder."
-            )
+        _write(reader, resize, writer, cores, strict)
         writer.finish(source, resize, {"request": request})
-    _report(out, writer, int(lateral.sum()) if views == "frontal" else 0)
+    _report(out, writer)
 
 
-def _check_arguments(
-    size: int, workers: int | None, valid_fraction: float, patients: int, out: Path
+def _write(
+    reader: Source, resize: Resize, writer: PreparedWriter, workers: int, strict: bool
 ) -> None:
-    """Raises a UserError for the first argument that is out of its range."""
-    if not 8 <= size <= MAX_SIZE:
-        raise UserError(f"size: {size} is not a side in pixels; give 8 to {MAX_SIZE}.")
+    """Reads and writes the rows that are left."""
+    if strict:
+        _refuse_failures(writer.reasons())
+    for chunk in _read(reader, resize, writer, workers):
+        writer.append(chunk)
+        if strict:
+            _refuse_failures(writer.reasons())
+    if writer.count == 0:
+        path, reason = next(iter(writer.reasons().items()))
+        raise UserError(
+            f"root: none of the {len(writer.table)} images can be read ({path}: {reason}); check "
+            "the folder."
+        )
+
+
+def _leave_out_laterals(table: pd.DataFrame, root: Path) -> pd.DataFrame:
+    """The rows that are not lateral views; prints how many are."""
+    lateral = table["Frontal/Lateral"].str.lower() == "lateral"
+    if lateral.all():
+        raise UserError(f"views: {root} has lateral views only; use --views all.")
+    if lateral.any():
+        print(f"{lateral.sum()} lateral views are left out (--views all keeps them).")
+    return table[~lateral].reset_index(drop=True)
+
+
+def _check_numbers(size: int, workers: int | None, valid_fraction: float, seed: int) -> None:
+    """Raises a UserError for the first number that is out of its range."""
+    if not MIN_SIZE <= size <= MAX_SIZE:
+        raise UserError(f"size: {size} is not a side in pixels; give {MIN_SIZE} to {MAX_SIZE}.")
     if workers is not None and workers < 1:
         raise UserError(f"workers: {workers} processes cannot read images; give 1 or more.")
     if not 0 <= valid_fraction < 1:
@@ -121,10 +145,24 @@ def _check_arguments(
             f"valid_fraction: {valid_fraction} is not a share of the patients; give at least 0 and "
             "less than 1."
         )
-    if patients < 1:
-        raise UserError(f"patients: {patients} patients make no data set; give 1 or more.")
+    if seed < 0:
+        raise UserError(f"seed: {seed} is negative; give 0 or more.")
+
+
+def _check_out(out: Path, root: Path) -> None:
+    """Raises a UserError if the result can certainly not be written to `out`."""
     if out.exists() and not out.is_dir():
         raise UserError(f"out: {out} is a file; give a folder that is absent or empty.")
+    if out.resolve() == root.resolve():
+        raise UserError(f"out: {out} is the folder of the data set itself; give another one.")
+    if out.exists() and any(out.iterdir()) and not (out / "header.json").is_file():
+        raise _occupied(out)
+
+
+def _occupied(out: Path) -> UserError:
+    return UserError(
+        f"out: {out} holds something else already; choose another folder or remove this one."
+    )
 
 
 def _request(reader: Source, root: Path, resize: Resize, table: pd.DataFrame) -> str:
@@ -138,11 +176,9 @@ def _is_complete(out: Path, request: str) -> bool:
     """Whether `out` is the result of the same request; a UserError if it is anything else."""
     if not out.exists() or not any(out.iterdir()):
         return False
-    if (out / "header.json").is_file() and read_header(out).get("request") == request:
-        return True
-    raise UserError(
-        f"out: {out} holds something else already; choose another folder or remove this one."
-    )
+    if read_header(out).get("request") != request:
+        raise _occupied(out)
+    return True
 
 
 def _read(reader: Source, resize: Resize, writer: PreparedWriter, workers: int) -> Iterator[Chunk]:
@@ -160,14 +196,13 @@ def _read(reader: Source, resize: Resize, writer: PreparedWriter, workers: int) 
             bar.update(chunk.rows)
 
 
-def _refuse_failure(writer: PreparedWriter, chunk: Chunk) -> None:
-    """Raises a UserError that names the first image that cannot be read."""
-    offset, reason = next(iter(chunk.failures.items()))
-    path = writer.table["Path"].iloc[writer.rows_done + offset]
-    raise UserError(
-        f"strict: {path} cannot be read ({reason}); repair it, or run without --strict to list "
-        "all such images in failures.csv."
-    )
+def _refuse_failures(failures: Mapping[str, str]) -> None:
+    """Raises a UserError that names the first image that could not be read, if there is one."""
+    for path, reason in failures.items():
+        raise UserError(
+            f"strict: {path} cannot be read ({reason}); repair it, or run without --strict to list "
+            "all such images in failures.csv."
+        )
 
 
 def _summary(table: pd.DataFrame) -> str:
@@ -177,14 +212,12 @@ def _summary(table: pd.DataFrame) -> str:
     return f"{len(table)} images ({splits}) of {table['patient'].nunique()} patients"
 
 
-def _report(out: Path, writer: PreparedWriter, lateral: int) -> None:
+def _report(out: Path, writer: PreparedWriter) -> None:
     """Prints what was made and what was not."""
     kept = writer.table.drop(index=list(writer.failures))
-    print(f"wrote {_summary(kept)}, {writer.size} x {writer.size} px, to {out}.")
-    if lateral:
-        print(f"{lateral} lateral views were left out (--views all keeps them).")
-    if writer.failures:
-        print(f"{len(writer.failures)} images could not be read: {out / 'failures.csv'}.")
+    print(f"wrote {_summary(kept)}, {writer.size} x {writer.size} px, to {out}")
+    where = f", see {out / 'failures.csv'}" if writer.failures else ""
+    print(f"{len(writer.failures)} failures{where}")
     for split in ("train", "valid"):
         if not (kept["split"] == split).any():
-            print(f"No image is in {split}; --valid_fraction and --seed decide about it.")
+            print(f"no image is in {split}; --valid_fraction and --seed decide about it")

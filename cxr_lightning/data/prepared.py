@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
-from io import BytesIO
+from io import BufferedRandom, BytesIO, TextIOWrapper
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -99,7 +99,7 @@ def read_header(root: Path) -> dict[str, Any]:
             f"SOURCE --root DIR --out {root}'."
         )
     try:
-        header = json.loads(file.read_text(encoding="utf-8"))
+        header: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise _broken(root, f"has a header.json that is no JSON ({error})") from error
     lacking = [key for key in HEADER_KEYS if not isinstance(header, dict) or key not in header]
@@ -108,6 +108,12 @@ def read_header(root: Path) -> dict[str, Any]:
     if header["format"] != FORMAT:
         raise _broken(root, f"is of format {header['format']}, and this version reads {FORMAT}")
     return header
+
+
+def read_failures(root: Path) -> dict[str, str]:
+    """Why images could not be read, by `Path`."""
+    failed = pd.read_csv(root / "failures.csv", dtype=str, keep_default_na=False)
+    return dict(zip(failed["Path"], failed["reason"], strict=True))
 
 
 def describe_versions() -> dict[str, str]:
@@ -133,6 +139,14 @@ class PreparedWriter:
     """
 
     def __init__(self, out: Path, table: pd.DataFrame, size: int, request: str) -> None:
+        """Starts, or goes on with, the unfinished folder of the same request.
+
+        Args:
+            out: Final folder; must be absent or empty.
+            table: All rows that are wanted, with the columns of a source's table.
+            size: Side of the images, in pixels.
+            request: Hash of all that decides about the result.
+        """
         self.out = out
         self.partial = partial_folder(out)
         self.table = table
@@ -153,6 +167,10 @@ class PreparedWriter:
         """Images written."""
         return self.rows_done - len(self.failures)
 
+    def reasons(self) -> dict[str, str]:
+        """Why images could not be read, by `Path`."""
+        return {str(self.table["Path"].iloc[row]): why for row, why in self.failures.items()}
+
     def append(self, chunk: Chunk) -> None:
         """Adds the next rows."""
         self._images.write(np.ascontiguousarray(chunk.images).tobytes())
@@ -164,14 +182,12 @@ class PreparedWriter:
     def finish(self, source: str, resize: Resize, extra: dict[str, Any]) -> dict[str, Any]:
         """Completes the folder and puts it at `out`; returns the header."""
         self._images.seek(0)
-        _write_array_header(self._images, self.count, self.size)
+        self._images.write(_array_header(self.count, self.size))
         self.close()
         kept = self.table.drop(index=list(self.failures))
         write_table(kept, self.partial / "table.csv")
-        failed = self.table["Path"].iloc[list(self.failures)]
-        pd.DataFrame({"Path": failed, "reason": list(self.failures.values())}).to_csv(
-            self.partial / "failures.csv", index=False
-        )
+        failed = pd.DataFrame(self.reasons().items(), columns=["Path", "reason"])
+        failed.to_csv(self.partial / "failures.csv", index=False)
         header = {
             "format": FORMAT,
             "source": source,
@@ -197,7 +213,7 @@ class PreparedWriter:
         self.failures |= {self.rows_done + offset: why for offset, why in failures.items()}
         self.rows_done += rows
 
-    def _open_journal(self) -> IO[str]:
+    def _open_journal(self) -> TextIOWrapper:
         """The journal, locked against a second process."""
         import fcntl  # not on every platform, and only writing needs it
 
@@ -212,7 +228,7 @@ class PreparedWriter:
             ) from error
         return journal
 
-    def _open_array(self) -> IO[bytes]:
+    def _open_array(self) -> BufferedRandom:
         file = self.partial / "images.npy"
         file.touch()
         return file.open("r+b")
@@ -236,7 +252,7 @@ class PreparedWriter:
         self._journal.truncate(0)
         self._journal.writelines(valid)
         self._journal.flush()
-        _write_array_header(self._images, self.count, self.size)
+        self._images.write(_array_header(self.count, self.size))
         self._images.truncate(start + self.count * self.size**2)
         self._images.seek(0, os.SEEK_END)
 
@@ -330,13 +346,9 @@ def _broken(root: Path, what: str) -> UserError:
 def _array_header(count: int, size: int) -> bytes:
     """The start of `images.npy`; its length does not depend on `count`."""
     stream = BytesIO()
-    _write_array_header(stream, count, size)
-    return stream.getvalue()
-
-
-def _write_array_header(stream: IO[bytes], count: int, size: int) -> None:
     description = {"descr": "|u1", "fortran_order": False, "shape": (count, size, size)}
     np.lib.format.write_array_header_1_0(stream, description)
+    return stream.getvalue()
 
 
 def _whole_records(text: str) -> Iterator[Any]:
@@ -348,4 +360,3 @@ def _whole_records(text: str) -> Iterator[Any]:
             yield json.loads(line)
         except ValueError:
             return
-

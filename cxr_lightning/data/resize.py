@@ -4,8 +4,9 @@ Grey: luma (ITU-R 601) of colour images; transparent pixels lie on black; 16-bit
 by 257, so that the full range of the type stays the full range (no stretch to the image's own
 extremes). The EXIF orientation is honoured, as every viewer does. Size: the aspect ratio is kept,
 and the image is scaled with Pillow's antialiased bicubic filter (the choice of clean-fid, Parmar et
-al. 2022, arXiv 2104.11222), in 8 bits, then padded with black (or cropped) to a centred square. JPEG files are decoded at a reduced DCT scale (1/2, 1/4, 1/8)
-where that is still no smaller than the result.
+al. 2022, arXiv 2104.11222), in 8 bits, then padded with black (or cropped) to a centred square.
+JPEG files are decoded at a reduced DCT scale (1/2, 1/4, 1/8) where that is still no smaller than
+the result.
 """
 
 import struct
@@ -17,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 Aspect = Literal["pad", "crop"]
 
@@ -64,7 +65,7 @@ class Resize:
             "sixteen_bit": "value / 257",
         }
 
-    def scaled(self, width: int, height: int) -> tuple[int, int]:
+    def scaled(self, width: int | float, height: int | float) -> tuple[int, int]:
         """Width and height of the scaled image, before padding or cropping; at least 1 pixel."""
         side = max(width, height) if self.aspect == "pad" else min(width, height)
         return (
@@ -72,33 +73,35 @@ class Resize:
             max(1, round(height * self.size / side)),
         )
 
-    def __call__(self, grey: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "size size"]:
-        """Scales a grey image and pads or crops it to the square."""
+    def __call__(
+        self, grey: UInt8[np.ndarray, "h w"], extent: tuple[float, float] | None = None
+    ) -> UInt8[np.ndarray, "size size"]:
+        """Scales a grey image and pads or crops it to the square.
+
+        Args:
+            grey: The image.
+            extent: Width and height that it covers from the left upper corner, where its last
+                column and row lie partly outside; default: all.
+        """
         image = Image.fromarray(grey)
-        width, height = image.size
+        width, height = extent or image.size
         if self.aspect == "crop":
             side = min(width, height)
             left, top = (width - side) / 2, (height - side) / 2
-            square = image.resize(
-                (self.size, self.size),
-                FILTER,
-                box=(left, top, left + side, top + side),
-            )
-            return np.asarray(square)
-        scaled = np.asarray(image.resize(self.scaled(width, height), FILTER))
+            box = (left, top, left + side, top + side)
+            return np.asarray(image.resize((self.size, self.size), FILTER, box))
+        scaled = np.asarray(image.resize(self.scaled(width, height), FILTER, (0, 0, width, height)))
         canvas = np.zeros((self.size, self.size), dtype=np.uint8)
-        top = (self.size - scaled.shape[0]) // 2
-        left = (self.size - scaled.shape[1]) // 2
-        canvas[top : top + scaled.shape[0], left : left + scaled.shape[1]] = scaled
+        top_row = (self.size - scaled.shape[0]) // 2
+        left_column = (self.size - scaled.shape[1]) // 2
+        canvas[top_row:, left_column:][: scaled.shape[0], : scaled.shape[1]] = scaled
         return canvas
 
 
 def read_grey(file: Path, resize: Resize | None = None) -> UInt8[np.ndarray, "h w"]:
-    """Decodes an image file to 8-bit grey.
+    """Decodes an image file to 8-bit grey and, where `resize` is given, resizes it.
 
-    Args:
-        file: Any format that Pillow reads; of several frames, the first.
-        resize: Where given, a JPEG may come out smaller, but no smaller than this resize needs.
+    Any format that Pillow reads; of several frames, the first.
 
     Raises:
         UnreadableImageError: If the file is missing, empty, truncated, no image, of a type without
@@ -109,19 +112,27 @@ def read_grey(file: Path, resize: Resize | None = None) -> UInt8[np.ndarray, "h 
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file) as image:
-                if resize is not None:
-                    image.draft("L", resize.scaled(*image.size))
+                extent = _reduce(image, resize) if resize else None
                 ImageOps.exif_transpose(image, in_place=True)
-                return to_grey(image)
+                grey = to_grey(image)
     except FileNotFoundError as error:
         raise UnreadableImageError("no such file") from error
     except DECODER_ERRORS as error:
         raise UnreadableImageError(f"{type(error).__name__}: {error}") from error
+    return resize(grey, extent) if resize else grey
+
+
+def _reduce(image: Image.Image, resize: Resize) -> tuple[float, float] | None:
+    """Chooses a JPEG's DCT scale; the width and height that the smaller image covers, if any."""
+    if image.format != "JPEG" or image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        return None
+    drafted = image.draft("L", resize.scaled(*image.size))
+    return drafted[1][2:] if drafted else None
 
 
 def to_grey(image: Image.Image) -> UInt8[np.ndarray, "h w"]:
     """An opened image of any mode as 8-bit grey."""
-    if image.mode == "L":
+    if image.mode == "L" and "transparency" not in image.info:
         return np.asarray(image)
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         return np.round(np.asarray(image) / 257).astype(np.uint8)

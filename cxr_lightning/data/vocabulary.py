@@ -1,4 +1,4 @@
-"""Health conditions: predicates over the 14 observations, and the conditions to ask a generator for."""
+"""Health conditions: predicates over the 14 observations, and requests for a generator."""
 
 from dataclasses import dataclass
 

@@ -1,7 +1,6 @@
 """Generator: autoencoder, latent prior and denoiser together make images."""
 
 from pathlib import Path
-from typing import Self
 
 import torch
 from jaxtyping import Float, Int
@@ -46,7 +45,7 @@ class Generator(nn.Module):
         self.prior = prior
 
     @classmethod
-    def from_pretrained(cls, folder: Path, argument: str = "model") -> Self:
+    def from_pretrained(cls, folder: Path, argument: str = "model") -> "Generator":
         """Loads a generator product, checked.
 
         Args:

@@ -56,9 +56,7 @@ class LatentPrior(nn.Module, PyTorchModelHubMixin):
         self.weight.copy_(weight)
         self.factor.copy_(torch.linalg.cholesky(covariance))
 
-    def forward(
-        self, noise: Float[Tensor, "b d"], condition: Condition
-    ) -> Float[Tensor, "b d"]:
+    def forward(self, noise: Float[Tensor, "b d"], condition: Condition) -> Float[Tensor, "b d"]:
         """Latent codes for a condition from standard normal noise."""
         return _features(condition) @ self.weight + noise @ self.factor.T
 

@@ -25,7 +25,7 @@ def add_noise(
 def velocity(
     x0: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], a_t: Float[Tensor, " b"]
 ) -> Float[Tensor, "b c h w"]:
-    """v = sqrt(A_t) eps - sqrt(1 - A_t) x_0 (Salimans and Ho 2022, arXiv 2202.00512, section 4)."""
+    """Velocity v = sqrt(A_t) eps - sqrt(1 - A_t) x_0 (Salimans and Ho 2022, arXiv 2202.00512)."""
     signal, sigma = _scales(a_t)
     return signal * noise - sigma * x0
 
@@ -33,7 +33,7 @@ def velocity(
 def x0_from_epsilon(
     y_t: Float[Tensor, "b c h w"], epsilon: Float[Tensor, "b c h w"], a_t: Float[Tensor, " b"]
 ) -> Float[Tensor, "b c h w"]:
-    """Clean image from predicted noise: equation 4 of Ho et al. 2020 solved for x_0. Not clamped."""
+    """Clean image from predicted noise: Ho et al. 2020, equation 4, solved for x_0. Not clamped."""
     signal, sigma = _scales(a_t)
     return (y_t - sigma * epsilon) / signal
 
@@ -49,7 +49,7 @@ def epsilon_from_x0(
 def epsilon_from_velocity(
     y_t: Float[Tensor, "b c h w"], v: Float[Tensor, "b c h w"], a_t: Float[Tensor, " b"]
 ) -> Float[Tensor, "b c h w"]:
-    """eps = sqrt(A_t) v + sqrt(1 - A_t) y_t (Salimans and Ho 2022, appendix D)."""
+    """Noise eps = sqrt(A_t) v + sqrt(1 - A_t) y_t (Salimans and Ho 2022, appendix D)."""
     signal, sigma = _scales(a_t)
     return signal * v + sigma * y_t
 

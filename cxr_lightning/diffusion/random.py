@@ -1,7 +1,5 @@
 """Randomness that belongs to an image, not to a batch."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from jaxtyping import Float, Int
@@ -28,7 +26,7 @@ class ImageNoise:
 
     def normal(self, *shape: int) -> Float[Tensor, "b *shape"]:
         """The next standard normal numbers of each image, of this shape each."""
-        draws: Sequence[Tensor] = [torch.randn(shape, generator=g) for g in self.streams]
+        draws = [torch.randn(shape, generator=g) for g in self.streams]
         return torch.stack(draws).to(self.device)
 
 

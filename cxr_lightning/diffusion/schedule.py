@@ -8,9 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def alpha_bar(
-    schedule: Literal["linear", "cosine"], timesteps: int
-) -> Float[Tensor, " t1"]:
+def alpha_bar(schedule: Literal["linear", "cosine"], timesteps: int) -> Float[Tensor, " t1"]:
     """Products of alpha_s = 1 - beta_s, with alpha_bar_0 = 1.
 
     Args:

@@ -8,7 +8,7 @@ from torch import Tensor
 def reconstruction_error(
     image: Float[Tensor, "b c h w"], reconstruction: Float[Tensor, "b c h w"]
 ) -> Float[Tensor, ""]:
-    """Squared error summed over pixels, mean over the batch, so it does not depend on batch size."""
+    """Squared error summed over pixels, mean over the batch: independent of the batch size."""
     return (image - reconstruction).square().flatten(1).sum(1).mean()
 
 

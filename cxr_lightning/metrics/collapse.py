@@ -7,7 +7,7 @@ from torchmetrics.functional.classification import binary_auroc
 
 
 def effective_rank(embedding: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
-    """exp of the entropy of the singular values' shares (Roy and Vetterli 2007).
+    """The exponential of the entropy of the singular values' shares (Roy and Vetterli 2007).
 
     From 1 (all embeddings on one line) to min(n, d).
     """
@@ -23,7 +23,7 @@ def alignment(first: Float[Tensor, "n d"], second: Float[Tensor, "n d"]) -> Floa
 
 
 def uniformity(embedding: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
-    """log E exp(-2 squared distance) over pairs of images (Wang and Isola 2020, 2005.10242).
+    """Logarithm of E exp(-2 squared distance) over pairs (Wang and Isola 2020, 2005.10242).
 
     0 when all embeddings are equal, about -4 when unit-norm embeddings are uniform.
     """
@@ -84,7 +84,7 @@ def knn_auroc(
         return embedding.new_full((), torch.nan)
     similarity, index = (embedding[labelled] @ bank.T).topk(min(neighbours, len(bank)), dim=1)
     votes = ((similarity - 1.0) / temperature).exp()[:, :, None] * bank_weights[index]
-    score = votes.sum(dim=1) / votes.sum(dim=(1, 2)[:, None]
+    score = votes.sum(dim=1) / votes.sum(dim=(1, 2))[:, None]
     columns = [k for k in range(target.shape[1]) if target[:, k].any() and not target[:, k].all()]
     scores = [binary_auroc(score[:, k], target[:, k].long()) for k in columns]
     return torch.stack(scores).mean() if scores else embedding.new_full((), torch.nan)

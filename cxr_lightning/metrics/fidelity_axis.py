@@ -14,6 +14,10 @@ from cxr_lightning.metrics.fid import Floor, frechet_interval, frechet_of_featur
 from cxr_lightning.metrics.inputs import EvaluationInputs
 from cxr_lightning.metrics.records import OVERALL, AxisResult, Record, Skipped
 
+TOO_CLOSE = 0.5
+"""Share of the floor below which a distance is suspicious. The synthetic images may resemble both
+halves of the real set, so somewhat less than the floor is natural for patients of many images."""
+
 
 def fidelity(inputs: EvaluationInputs) -> AxisResult:
     """Fréchet distance of synthetic against real images, per condition and over all of them."""
@@ -70,7 +74,7 @@ def _fid_record(
         n_synthetic=len(synthetic),
         extractor=inputs.extractor.name,
         extractor_sha256=inputs.extractor.sha256,
-        warning=_fid_warning(min(len(real), len(synthetic)), real.shape[1]),
+        warning=_warning(inputs.extractor, min(len(real), len(synthetic)), floor),
         details={
             "num_features": real.shape[1],
             "real_split": inputs.split,
@@ -80,13 +84,21 @@ def _fid_record(
     )
 
 
-def _fid_warning(n: int, num_features: int) -> str | None:
-    if n > num_features:
-        return None
-    return (
-        f"{n} images on the smaller side for {num_features} features: the covariance is singular "
-        "and the value biased upward; compare only with the floor at equal n"
-    )
+def _warning(extractor: Extractor, n: int, floor: Floor | None) -> str | None:
+    reasons = []
+    if n <= extractor.num_features:
+        reasons.append(
+            "no more images than features on one side, so the covariance is singular and the value "
+            "biased upward: compare it only with the floor at equal n"
+        )
+    if floor and floor.synthetic < TOO_CLOSE * floor.real:
+        reasons.append(
+            "the synthetic images are much closer to the real ones than real patients are to each "
+            "other, as copies of training images would be"
+        )
+    if extractor.name == "fixed":
+        reasons.append("the extractor has random weights and serves smoke tests only")
+    return "; ".join(reasons) or None
 
 
 def _floor_details(floor: Floor | None) -> dict[str, Any]:

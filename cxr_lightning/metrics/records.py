@@ -26,7 +26,7 @@ class Record:
         n_synthetic: Synthetic images behind it.
         extractor: Network that the numbers come from.
         extractor_sha256: Of its weights.
-        warning: Why the number needs care.
+        warning: Why the number needs care; several reasons are joined by "; ".
         details: Facts of this metric alone.
     """
 

@@ -226,7 +226,7 @@ def _warning(inputs: EvaluationInputs, patients: Shaped[np.ndarray, " n"]) -> st
         reasons.append(f"only {len(patients)} held-out images of {count} patients")
     if inputs.encoder_is_parent:
         reasons.append(
-            "the generator was fine-tuned with this very encoder, so the score flatters it; score "
-            "it with another encoder as well"
+            "the generator was fine-tuned with this very encoder, so the score flatters it: use "
+            "another encoder as well"
         )
     return "; ".join(reasons) or None

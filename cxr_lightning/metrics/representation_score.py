@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int, Shaped
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 from torchmetrics import Metric
 
 from cxr_lightning.data.transforms import to_image, to_model
@@ -89,7 +89,7 @@ class ReconstructedRepresentationScore(Metric):
     total: Tensor
     count: Tensor
 
-    def __init__(self, encoder: Encoder, **kwargs: Any) -> None:  # noqa: ANN401
+    def __init__(self, encoder: Encoder, **kwargs: Any) -> None:
         """Keeps a frozen copy of the encoder; `kwargs` as in `torchmetrics.Metric`."""
         super().__init__(**kwargs)
         self.encoder = Frozen(deepcopy(encoder))

@@ -1,6 +1,7 @@
 """Autoencoder of stage 1: a convolutional VAE."""
 
 import math
+from itertools import pairwise
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
@@ -55,7 +56,7 @@ class Autoencoder(nn.Module, PyTorchModelHubMixin):
 
     def decode(self, z: Float[Tensor, "b d"]) -> Float[Tensor, "b c h w"]:
         """Images in model range from latent codes; fp32."""
-        return self.decoder(z).float().tanh()  # type: ignore[no-any-return]
+        return self.decoder(z).float().tanh()
 
     def forward(
         self, image: Float[Tensor, "b c h w"], noise: Float[Tensor, "b d"]
@@ -73,7 +74,7 @@ def sample_latent(
 
 def _encoder(channels: int, widths: list[int], out: int) -> nn.Sequential:
     layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], 3, padding=1)]
-    for lower, higher in zip(widths[:-1], widths[1:], strict=True):
+    for lower, higher in pairwise(widths):
         layers += [ResBlock(lower, higher), Downsample(higher)]
     layers += [ResBlock(widths[-1], widths[-1]), group_norm(widths[-1]), nn.SiLU()]
     layers += [nn.Flatten(), nn.Linear(widths[-1] * BOTTOM**2, out)]
@@ -87,7 +88,7 @@ def _decoder(channels: int, widths: list[int], latent_dim: int) -> nn.Sequential
         nn.Unflatten(1, (top, BOTTOM, BOTTOM)),
         ResBlock(top, top),
     ]
-    for lower, higher in zip(widths[-2::-1], widths[:0:-1], strict=True):
+    for higher, lower in pairwise(reversed(widths)):
         layers += [Upsample(higher), ResBlock(higher, lower)]
     layers += [group_norm(widths[0]), nn.SiLU(), nn.Conv2d(widths[0], channels, 3, padding=1)]
     return nn.Sequential(*layers)

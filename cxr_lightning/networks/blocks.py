@@ -81,7 +81,7 @@ class Downsample(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
         """Feature map to feature map of half the height and width."""
-        return self.conv(x)  # type: ignore[no-any-return]
+        return self.conv(x)
 
 
 class Upsample(nn.Module):
@@ -93,7 +93,7 @@ class Upsample(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
         """Feature map to feature map of double the height and width."""
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # type: ignore[no-any-return]
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 def group_norm(channels: int) -> nn.GroupNorm:

@@ -27,4 +27,4 @@ class ConditionEmbedding(nn.Module):
         """Embedding of each image's condition."""
         known = condition.known.to(self.fields.weight.dtype)
         features = torch.cat([(2.0 * condition.value - 1.0) * known, known], dim=1)
-        return self.mlp(self.fields(features))  # type: ignore[no-any-return]
+        return self.mlp(self.fields(features))

@@ -1,6 +1,6 @@
 """Frozen: a network that only answers."""
 
-from typing import Generic, Self, TypeVar
+from typing import Generic, TypeVar
 
 from torch import nn
 
@@ -23,7 +23,7 @@ class Frozen(nn.Module, Generic[NetworkT]):
         self.register_state_dict_post_hook(_drop_network)
         self.register_load_state_dict_post_hook(_not_missing)
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> "Frozen[NetworkT]":
         """Stays in eval mode."""
         del mode
         return super().train(False)
@@ -34,5 +34,5 @@ def _drop_network(module: nn.Module, state: dict, prefix: str, metadata: dict) -
         del state[key]
 
 
-def _not_missing(module: nn.Module, incompatible: "IncompatibleKeys") -> None:  # type: ignore[name-defined] # noqa: F821
+def _not_missing(module: nn.Module, incompatible: "IncompatibleKeys") -> None:
     incompatible.missing_keys[:] = [k for k in incompatible.missing_keys if "network." not in k]

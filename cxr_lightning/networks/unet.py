@@ -134,7 +134,7 @@ class Denoiser(nn.Module, PyTorchModelHubMixin):
             if isinstance(layer, ResBlock):
                 h = torch.cat([h, skips.pop()], dim=1)
             h = _apply(layer, h, embedding)
-        return self.head(F.silu(self.norm(h))).float()  # type: ignore[no-any-return]
+        return self.head(F.silu(self.norm(h))).float()
 
     def _network_input(
         self,

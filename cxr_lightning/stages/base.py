@@ -107,6 +107,19 @@ class Stage(LightningModule, ABC):
         """Knows the step that a resumed run starts from."""
         self.updated_step = self.global_step
 
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """The validation step on the test split; logged as `test`."""
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """What the stage does at the end of a validation."""
+        self.on_validation_epoch_end()
+
+    @property
+    def split(self) -> str:
+        """Which split is being evaluated: `valid` or `test`."""
+        return "test" if self.trainer.testing else "valid"
+
     def log_scalars(self, split: str, scalars: Mapping[str, Tensor | float], count: int) -> None:
         """Logs `<stage>/<split>/<name>`; validation values are means over all images and ranks."""
         for name, value in scalars.items():

@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import final
 
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from cxr_lightning.artifacts import check_product, load_network
+from cxr_lightning.data.transforms import to_image
 from cxr_lightning.diffusion.generator import Generator
 from cxr_lightning.errors import UserError
 from cxr_lightning.networks.autoencoder import Autoencoder
@@ -130,7 +131,12 @@ class DDPM(Stage):
         size = batch.image.shape[-1]
         draws = fixed_draws(batch.index, self.networks, size, self.device)
         loss = self.networks.denoise(batch.image, batch.condition, draws, averaged=True).loss
-        self.log_scalars("valid", {"loss": loss}, len(batch.image))
+        self.log_scalars(self.split, {"loss": loss}, len(batch.image))
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> UInt8[Tensor, "b 1 h w"]:
+        """Reconstructions through VAE and denoiser, raw."""
+        made = self.generator().reconstruct(batch.image, batch.condition, batch.index)
+        return to_image(made)
 
     def _load_autoencoder(
         self, folder: Path | None, form: Form, image_size: int

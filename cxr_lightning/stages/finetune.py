@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import final
 
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from cxr_lightning.artifacts import check_product, load_network
+from cxr_lightning.data.transforms import to_image
 from cxr_lightning.diffusion.generator import Generator
 from cxr_lightning.errors import UserError
 from cxr_lightning.losses.representation import representation_loss
@@ -123,4 +124,9 @@ class Finetune(Stage):
         )
         loss = denoised.loss + self.representation_weight * representation
         scalars = {"loss": loss, "diffusion": denoised.loss, "representation": representation}
-        self.log_scalars("valid", scalars, len(batch.image))
+        self.log_scalars(self.split, scalars, len(batch.image))
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> UInt8[Tensor, "b 1 h w"]:
+        """Reconstructions through VAE and denoiser, raw."""
+        made = self.generator().reconstruct(batch.image, batch.condition, batch.index)
+        return to_image(made)

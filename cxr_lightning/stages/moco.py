@@ -35,6 +35,21 @@ def default_sgd(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.03, momentum=0.9, weight_decay=1e-4)
 
 
+def _at_least(name: str, value: float | int, least: float | int) -> None:
+    if not value >= least:
+        raise UserError(f"model.{name}: {value} is too small; use at least {least}.")
+
+
+def _share(name: str, value: float) -> None:
+    if not 0.0 <= value < 1.0:
+        raise UserError(f"model.{name}: {value} is out of range; use 0 to below 1, such as 0.99.")
+
+
+def _positive(name: str, value: float) -> None:
+    if not value > 0.0:
+        raise UserError(f"model.{name}: {value} must be above 0; use 0.2, as MoCo v2 does.")
+
+
 @dataclass(frozen=True)
 class Clustering:
     """How images of a category are drawn together.
@@ -151,7 +166,7 @@ class MoCo(Stage):
         self.clustering = clustering
         self.categories = CATEGORIES[clustering.scheme]
         self.encoder = Encoder(image_size=image_size, width=width, backbone=backbone, dim=dim)
-        self.key_encoder = momentum_copy(self.encoder)
+        self.key_encoder = momentum_copy(self.encoder).train()  # `embed_keys` sets its mode
         self.queue = Queue(queue_size, dim, len(self.categories))
         self.centroids = Centroids(len(self.categories), dim, clustering.momentum)
         self.validated: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
@@ -250,7 +265,9 @@ class MoCo(Stage):
 
     def on_validation_epoch_end(self) -> None:
         """Logs loss and monitors over the images of all ranks; warns of a collapse."""
-        first, second, key, weights = (_all_rows(list(rows)) for rows in zip(*self.validated))
+        first, second, key, weights = (
+            _all_rows(list(rows)) for rows in zip(*self.validated, strict=True)
+        )
         if len(first) < 2:
             return
         contrast = in_batch_info_nce(first, key, self.temperature)
@@ -313,18 +330,3 @@ def _all_rows(parts: list[Tensor]) -> Tensor:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.cat(gather_all_tensors(rows))
     return rows
-
-
-def _at_least(name: str, value: float, least: float) -> None:
-    if not value >= least:
-        raise UserError(f"model.{name}: {value} is too small; use at least {least}.")
-
-
-def _share(name: str, value: float) -> None:
-    if not 0.0 <= value < 1.0:
-        raise UserError(f"model.{name}: {value} is out of range; use 0 to below 1, such as 0.99.")
-
-
-def _positive(name: str, value: float) -> None:
-    if not value > 0.0:
-        raise UserError(f"model.{name}: {value} must be above 0; use 0.2, as MoCo v2 does.")

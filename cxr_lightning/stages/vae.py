@@ -3,7 +3,7 @@
 from typing import final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torchmetrics.functional.image import (
@@ -11,6 +11,7 @@ from torchmetrics.functional.image import (
     structural_similarity_index_measure,
 )
 
+from cxr_lightning.data.transforms import to_image
 from cxr_lightning.diffusion.generator import Generator
 from cxr_lightning.diffusion.prior import LatentPrior
 from cxr_lightning.losses.vae import active_units, kl_divergence, reconstruction_error
@@ -88,14 +89,18 @@ class VAE(Stage):
         assert isinstance(ssim, Tensor)
         scalars["ssim"] = ssim
         self.means.append(self.autoencoder.encode(batch.image)[0])
-        self.log_scalars("valid", scalars, len(batch.image))
+        self.log_scalars(self.split, scalars, len(batch.image))
 
     def on_validation_epoch_end(self) -> None:
         """Logs how many latent dimensions are in use."""
         means = torch.cat(self.means)
         self.means.clear()
         if len(means) > 1:
-            self.log_scalars("valid", {"active_units": active_units(means)}, len(means))
+            self.log_scalars(self.split, {"active_units": active_units(means)}, len(means))
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> UInt8[Tensor, "b 1 h w"]:
+        """Reconstructions, raw."""
+        return to_image(self.generator().autoencode(batch.image))
 
     def _objective(
         self, batch: Batch, noise: Float[Tensor, "b d"], beta: float

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from cxr_lightning.artifacts import product_sha256, save_product
 from cxr_lightning.commands import evaluate as module
@@ -105,7 +106,7 @@ def encoder(tmp_path: Path) -> Path:
 
 def _make_generator(folder: Path, size: int = SIZE, facts: dict[str, Any] | None = None) -> Path:
     torch.manual_seed(0)
-    networks = {
+    networks: dict[str, nn.Module] = {
         "autoencoder": Autoencoder(image_size=size, width=4, latent_dim=4),
         "prior": LatentPrior(latent_dim=4),
         "denoiser": Denoiser(image_size=size, width=32, multipliers=[1, 1], blocks=1, attention=[]),
@@ -134,7 +135,7 @@ def test_fidelity_per_condition(real: Path, synthetic: Path, tmp_path: Path) -> 
     assert record["details"]["floor_n"] == 12
     assert record["details"]["real_split"] == "all"
     assert record["extractor"] == "fixed"
-    assert "12 images on the smaller side for 64 features" in record["warning"]
+    assert "no more images than features on one side" in record["warning"]
     # Real and synthetic come from the same distribution here.
     assert record["details"]["value_at_floor_n"] == pytest.approx(record["real_floor"], rel=0.5)
     assert records["fid", "all"]["n_real"] == 48
@@ -233,7 +234,7 @@ def test_score_by_the_encoder_of_the_fine_tuning_is_flagged(
 ) -> None:
     facts = {"parents": {"encoder": product_sha256(encoder)}}
     generator = _make_generator(tmp_path / "generator", facts=facts)
-    products = {"encoder": encoder, "generator": generator}
+    products: dict[str, Any] = {"encoder": encoder, "generator": generator}
     evaluate(
         real,
         synthetic,
@@ -253,7 +254,7 @@ def test_condition_without_held_out_images_is_skipped(
     table.loc[table["Pneumonia"] == 1, "split"] = "train"
     table.to_csv(real / "table.csv", index=False)
     generator = _make_generator(tmp_path / "generator")
-    products = {"encoder": encoder, "generator": generator}
+    products: dict[str, Any] = {"encoder": encoder, "generator": generator}
     evaluate(
         real,
         synthetic,
@@ -400,14 +401,19 @@ def test_unreadable_share_is_listed_not_dropped(
 def test_wrong_arguments(
     real: Path, synthetic: Path, tmp_path: Path, arguments: dict[str, Any], message: str
 ) -> None:
-    default = {"real": real, "synthetic": synthetic, "out": tmp_path / "out", "extractor": "fixed"}
+    default: dict[str, Any] = {
+        "real": real,
+        "synthetic": synthetic,
+        "out": tmp_path / "out",
+        "extractor": "fixed",
+    }
     with pytest.raises(UserError, match=message):
         evaluate(**(default | arguments))
     assert not (tmp_path / "out").exists()
 
 
 def test_real_given_twice(real: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="synthetic: .* is the real data set too"):
+    with pytest.raises(UserError, match=r"synthetic: .* is the real data set too"):
         evaluate(real, tmp_path / "real" / ".." / "real", tmp_path / "out", extractor="fixed")
 
 
@@ -430,7 +436,7 @@ def test_out_that_holds_something_else(real: Path, synthetic: Path, tmp_path: Pa
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")
     for out in (tmp_path / "out", tmp_path / "out" / "thesis.txt", real, synthetic):
-        with pytest.raises(UserError, match="out: .* exists and holds no evaluation"):
+        with pytest.raises(UserError, match=r"out: .* exists and holds no evaluation"):
             evaluate(real, synthetic, out, extractor="fixed")
     assert (tmp_path / "out" / "thesis.txt").read_text() == "mine"
 

@@ -105,7 +105,7 @@ def test_missing_inception_names_the_command(
 
 
 class _Attack:
-    def __reduce__(self) -> tuple[object, tuple[str]]:
+    def __reduce__(self) -> tuple[object, ...]:
         return Path.touch, (Path("attacked"),)
 
 

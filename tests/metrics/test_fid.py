@@ -118,7 +118,7 @@ def test_interval_covers_the_expected_value_at_this_n() -> None:
     n, dim, trials = 100, 8, 60
     sets = [(_features(n, dim, 2 * i), _features(n, dim, 2 * i + 1, 0.3)) for i in range(trials)]
     values = [frechet_of_features(*pair) for pair in sets]
-    expected, patients, covered = np.mean(values), np.arange(n), 0
+    expected, patients, covered = float(np.mean(values)), np.arange(n), 0
     for i, (pair, value) in enumerate(zip(sets, values, strict=True)):
         interval = frechet_interval(value, *pair, patients, patients, draws=100, seed=i)
         assert interval is not None

@@ -49,11 +49,11 @@ class Source(ABC):
 
     @abstractmethod
     def image(self, path: str, resize: Resize | None = None) -> UInt8[np.ndarray, "h w"]:
-        """The grey image of one row.
+        """The grey image of one row, resized where `resize` is given.
 
         Args:
             path: The row's `Path`.
-            resize: Where given, the image may come out smaller, but no smaller than this needs.
+            resize: The resize; None: the image as it is.
 
         Raises:
             UnreadableImageError: If it cannot be read.

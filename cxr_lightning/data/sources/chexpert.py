@@ -52,6 +52,7 @@ class ChexpertSource(Source):
     name: ClassVar[str] = "chexpert"
 
     def __init__(self, root: Path) -> None:
+        """Finds the CSV files."""
         self.root = root
         top = root.parent if BATCH.search(root.name) else root
         self.home = _find_home(root, top)
@@ -94,8 +95,14 @@ class ChexpertSource(Source):
         table = read_csv(file)
         require_columns(table, COLUMNS if split != "test" else ("Path", *OBSERVATIONS), file)
         view = table["Path"].str.extract(r"_(frontal|lateral)\.", expand=False).fillna("")
-        defaults = {"Sex": "Unknown", "Age": "", "Frontal/Lateral": view.str.title(), "AP/PA": ""}
-        table = table.assign(**{k: v for k, v in defaults.items() if k not in table.columns})
+        defaults: dict[str, pd.Series | str] = {
+            "Sex": "Unknown",
+            "Age": "",
+            "Frontal/Lateral": view.str.title(),
+            "AP/PA": "",
+        }
+        for column in defaults.keys() - set(table.columns):
+            table[column] = defaults[column]
         table = parse_numbers(table[list(COLUMNS)], file)
         table["patient"] = table["Path"].str.extract(r"(patient\d+)", expand=False)
         table["study"] = table["Path"].str.extract(r"(study\d+)", expand=False).fillna("study1")

@@ -43,12 +43,13 @@ class FolderSource(Source):
     name: ClassVar[str] = "folder"
 
     def __init__(self, root: Path, csv: Path | None = None) -> None:
+        """Finds the CSV file."""
         if not root.is_dir():
             raise UserError(f"root: there is no folder {root}; give the folder of the images.")
         self.root = root
         self.csv = csv or _only_csv(root)
         if not self.csv.is_file():
-            raise UserError(f"csv: there is no file {self.csv}; give a CSV file with a path column.")
+            raise UserError(f"csv: there is no file {self.csv}; give one with a path column.")
 
     def table(self) -> pd.DataFrame:
         """See the base class."""
@@ -56,6 +57,9 @@ class FolderSource(Source):
         canonical = {column.lower(): column for column in (*TABLE_COLUMNS, "report")}
         table.columns = pd.Index([canonical.get(c.lower(), c) for c in table.columns])
         require_columns(table, ("Path",), self.csv)
+        twice = table.columns[table.columns.duplicated()]
+        if len(twice):
+            raise UserError(f"csv: {self.csv} names the column {twice[0]} twice; keep one of them.")
         for column in (*COLUMNS, "split"):
             if column not in table.columns:
                 table[column] = DEFAULTS.get(column, "")

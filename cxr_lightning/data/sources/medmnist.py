@@ -1,8 +1,9 @@
 """PneumoniaMNIST and ChestMNIST (Yang et al. 2023, arXiv 2110.14795; medmnist.com)."""
 
 import zipfile
+import zlib
 from pathlib import Path
-from typing import IO, Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import numpy as np
 import pandas as pd
@@ -59,6 +60,7 @@ class MedmnistSource(Source):
     def __init__(
         self, root: Path, flag: Flag, size: int, download_size: NativeSize | None = None
     ) -> None:
+        """Finds or downloads the file."""
         self.flag = flag
         self.file = _find_file(root, flag, size, download_size)
         self._arrays: dict[str, _ImageStream] = {}
@@ -75,22 +77,24 @@ class MedmnistSource(Source):
         table = pd.concat(parts, ignore_index=True)
         table["patient"] = [f"patient{number:06d}" for number in range(1, len(table) + 1)]
         view = "AP" if self.flag == "pneumoniamnist" else ""
-        constants = {"Sex": "Unknown", "Age": np.nan, "Frontal/Lateral": "Frontal", "AP/PA": view}
-        return arrange(table.assign(study="study1", **constants))
+        table[["Sex", "Frontal/Lateral", "AP/PA", "study"]] = ["Unknown", "Frontal", view, "study1"]
+        return arrange(table.assign(Age=np.nan))
 
     def image(self, path: str, resize: Resize | None = None) -> UInt8[np.ndarray, "h w"]:
         """See the base class; quick where images come in the order of the table."""
         _, split, index = path.split("/")
         if split not in self._arrays:
             self._arrays[split] = _ImageStream(self.file, f"{split}_images.npy")
-        return self._arrays[split].read(int(index))
+        image = self._arrays[split].read(int(index))
+        return resize(image) if resize else image
 
 
 class _ImageStream:
     """One array of an npz file, read image by image without holding it in memory."""
 
     def __init__(self, file: Path, member: str) -> None:
-        self.stream: IO[bytes] = zipfile.ZipFile(file).open(member)
+        self.archive = zipfile.ZipFile(file)
+        self.stream = _open_member(self.archive, member)
         shape, _, dtype = _read_array_header(self.stream)
         if dtype != np.uint8 or len(shape) != 3:
             raise UserError(
@@ -106,7 +110,7 @@ class _ImageStream:
         try:
             self.stream.seek(self.start + index * length)
             content = self.stream.read(length)
-        except (OSError, zipfile.BadZipFile, EOFError) as error:
+        except (OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise UnreadableImageError(f"{type(error).__name__}: {error}") from error
         if len(content) < length:
             raise UnreadableImageError("the file is truncated")
@@ -186,8 +190,8 @@ def _read_labels(file: Path, split: str) -> Integer[np.ndarray, "n labels"]:
         with zipfile.ZipFile(file) as archive:
             with archive.open(f"{split}_labels.npy") as stream:
                 labels: np.ndarray = np.lib.format.read_array(stream, allow_pickle=False)
-            with archive.open(f"{split}_images.npy") as stream:
-                shape, _, _ = _read_array_header(stream)
+            with _open_member(archive, f"{split}_images.npy") as images:
+                shape, _, _ = _read_array_header(images)
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(
             f"root: {file} is not a file of MedMNIST ({error}); remove it to download it again."
@@ -200,7 +204,11 @@ def _read_labels(file: Path, split: str) -> Integer[np.ndarray, "n labels"]:
     return labels
 
 
-def _read_array_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def _open_member(archive: zipfile.ZipFile, member: str) -> zipfile.ZipExtFile:
+    return cast(zipfile.ZipExtFile, archive.open(member))
+
+
+def _read_array_header(stream: zipfile.ZipExtFile) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Shape, order and type of an array in npy format 1 or 2; the stream is left at its data."""
     version = np.lib.format.read_magic(stream)
     if version == (1, 0):

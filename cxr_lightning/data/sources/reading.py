@@ -3,7 +3,7 @@
 import multiprocessing
 import signal
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import NamedTuple
@@ -47,7 +47,7 @@ def read_chunk(source: Source, resize: Resize, paths: list[str]) -> Chunk:
     failures: dict[int, str] = {}
     for offset, path in enumerate(paths):
         try:
-            images[offset - len(failures)] = resize(source.image(path, resize))
+            images[offset - len(failures)] = source.image(path, resize)
         except UnreadableImageError as error:
             failures[offset] = str(error)
     return Chunk(len(paths), images[: len(paths) - len(failures)], failures)
@@ -55,13 +55,15 @@ def read_chunk(source: Source, resize: Resize, paths: list[str]) -> Chunk:
 
 def read_chunks(
     source: Source, resize: Resize, chunks: Iterable[list[str]], workers: int
-) -> Iterator[Chunk]:
+) -> Generator[Chunk, None, None]:
     """Reads chunks of paths; the result comes in order and is the same for any `workers`.
 
     Raises:
         UserError: If a worker process dies.
     """
-    if workers == 1 or not source.parallel:
+    chunks = list(chunks)
+    workers = min(workers, len(chunks))
+    if workers <= 1 or not source.parallel:
         yield from (read_chunk(source, resize, paths) for paths in chunks)
         return
     pool = ProcessPoolExecutor(workers, _context(), initializer=_ignore_interrupt)

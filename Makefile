@@ -1,0 +1,99 @@
+# Every target is a thin call of cxr. `make help` lists them.
+PYTHON ?= python3
+VENV   ?= .venv
+CXR    := $(VENV)/bin/cxr
+
+SOURCE ?= phantom
+ROOT   ?= demo/phantom
+SIZE   ?= 64
+DATA   ?= data/prepared
+RUNS   ?= runs
+SCALE  ?= gpu1
+CONDITIONS ?= healthy,pneumonia,pleural_effusion
+COUNT  ?= 1000
+EVALUATE_FLAGS ?= --extractor encoder --extractor_weights $(RUNS)/moco/product
+
+FIT     = $(CXR) fit --config configs/$@.yaml --config configs/scale/$(SCALE).yaml \
+          --data.root $(DATA) --data.image_size $(SIZE) --trainer.default_root_dir $(RUNS)/$@
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint type prepare vae ddpm moco finetune generate evaluate report pipeline benchmark gpu-check clean
+
+help:  ## list the targets
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+demo: $(VENV)/installed  ## phantom data, four small stages on the CPU, generate, evaluate, report.html
+	test -f demo/prepared/header.json || \
+		$(CXR) prepare --source phantom --root demo/phantom --out demo/prepared --size 32 --patients 400
+	$(MAKE) pipeline DATA=demo/prepared RUNS=demo SIZE=32 SCALE=cpu COUNT=48 $(DEMO_FLAGS)
+
+test: $(VENV)/installed-dev  ## make the environment and pass the tests
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 $(PYTEST_FLAGS)
+
+lint: $(VENV)/installed-dev  ## ruff
+	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+
+type: $(VENV)/installed-dev  ## mypy, strict
+	$(VENV)/bin/mypy
+
+prepare: $(VENV)/installed  ## SOURCE=chexpert ROOT=... DATA=... SIZE=64: read a data set
+	$(CXR) prepare --source $(SOURCE) --root $(ROOT) --out $(DATA) --size $(SIZE)
+
+vae: $(VENV)/installed  ## stage 1: the autoencoder
+	$(FIT) $(VAE_FLAGS)
+
+ddpm: $(VENV)/installed  ## stage 2: the DDPM on top of it
+	$(FIT) --model.init_args.autoencoder $(RUNS)/vae/product $(DDPM_FLAGS)
+
+moco: $(VENV)/installed  ## stage 3: the representation
+	$(FIT) $(MOCO_FLAGS)
+
+finetune: $(VENV)/installed  ## stage 4: the DDPM with the representation loss
+	$(FIT) --model.init_args.generator $(RUNS)/ddpm/product \
+		--model.init_args.encoder $(RUNS)/moco/product \
+		--generation.encoder $(RUNS)/moco/product $(FINETUNE_FLAGS)
+
+generate: $(VENV)/installed  ## the synthetic data set
+	test -d $(RUNS)/synthetic || $(CXR) generate --model $(RUNS)/finetune/product \
+		--out $(RUNS)/synthetic --condition $(CONDITIONS) --count $(COUNT) $(GENERATE_FLAGS)
+
+evaluate: $(VENV)/installed  ## FID and representation score per condition
+	$(CXR) evaluate --real $(DATA) --synthetic $(RUNS)/synthetic --out $(RUNS)/evaluation \
+		--generator $(RUNS)/finetune/product --encoder $(RUNS)/moco/product $(EVALUATE_FLAGS)
+
+report: $(VENV)/installed  ## one HTML page
+	$(CXR) report --evaluation $(RUNS)/evaluation --out $(RUNS)/report.html
+
+pipeline:  ## all of it: DATA=prepared RUNS=folder SIZE=64 SCALE=gpu8
+	$(MAKE) vae
+	$(MAKE) ddpm
+	$(MAKE) moco
+	$(MAKE) finetune
+	$(MAKE) generate
+	$(MAKE) evaluate
+	$(MAKE) report
+
+benchmark: $(VENV)/installed  ## speed of stage 2's training step, as JSON
+	$(CXR) benchmark --config configs/ddpm.yaml --config configs/scale/$(SCALE).yaml \
+		--data.root $(DATA) --data.image_size $(SIZE) \
+		--model.init_args.autoencoder $(RUNS)/vae/product $(DDPM_FLAGS)
+
+gpu-check: $(VENV)/installed-dev  ## what needs a GPU: its tests, then the speed of stage 2
+	$(VENV)/bin/python -m pytest -m gpu $(PYTEST_FLAGS)
+	test -f data/gpu-check/header.json || $(CXR) prepare --source phantom \
+		--root data/gpu-check-phantom --out data/gpu-check --size 64 --patients 400
+	$(CXR) benchmark --config configs/ddpm.yaml --config configs/scale/gpu1.yaml \
+		--data.root data/gpu-check --model.init_args.form uncond
+
+clean:  ## remove the demo, caches and the environment; never your runs
+	rm -rf demo $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/installed-dev: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --editable '.[dev]'
+	touch $(VENV)/installed $@

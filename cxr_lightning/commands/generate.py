@@ -1,0 +1,206 @@
+"""cxr generate: a synthetic data set in CheXpert layout."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from tqdm import tqdm
+
+from cxr_lightning import __version__
+from cxr_lightning.artifacts import product_sha256
+from cxr_lightning.data.transforms import to_image
+from cxr_lightning.data.vocabulary import HealthCondition, parse_condition
+from cxr_lightning.diffusion.generator import Generator
+from cxr_lightning.diffusion.samplers import SamplerName, kept_times
+from cxr_lightning.errors import UserError
+from cxr_lightning.types import OBSERVATIONS, Condition
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the images of a synthetic data set depend on; the same request gives the same files."""
+
+    format: int
+    kind: str
+    version: str
+    product: dict[str, str]
+    conditions: list[str]
+    count: int
+    seed: int
+    sampler: str
+    steps: int
+    guidance: float
+    size: int
+
+
+def generate(
+    model: Path,
+    out: Path,
+    condition: str = "healthy,pneumonia,pleural_effusion",
+    count: int = 100,
+    seed: int = 0,
+    sampler: SamplerName = "ddim",
+    steps: int = 50,
+    guidance: float = 1.0,
+    batch_size: int = 64,
+    device: str = "auto",
+) -> None:
+    """Makes a synthetic data set in CheXpert layout from a generator product.
+
+    Writes OUT/train/patientNNNNN/study1/view1_frontal.png, OUT/train.csv and OUT/manifest.json.
+    Image i depends on the product, the seed and i alone. An interrupted run continues where it
+    stopped when the same command is given again; OUT appears when all images are there.
+
+    Args:
+        model: Product of stage 2 or 4.
+        out: Folder to write; must not exist.
+        condition: Health conditions, separated by commas; several findings in one image are joined
+            by a plus sign, as in pneumonia+pleural_effusion.
+        count: Number of images of each condition.
+        seed: Seed of the data set.
+        sampler: ddim or ddpm (ancestral).
+        steps: Number of denoising steps.
+        guidance: Weight of classifier-free guidance; 1 for none, larger for stronger conditions.
+        batch_size: Images made at once.
+        device: cpu, cuda, cuda:1, ..., or auto.
+    """
+    conditions = [parse_condition(name) for name in condition.split(",")]
+    for argument, value in (("count", count), ("batch_size", batch_size)):
+        if value < 1:
+            raise UserError(f"{argument}: {value} is not possible; use 1 or more.")
+    if out.exists():
+        raise UserError(f"out: {out} exists already; give another folder or remove it.")
+    generator = Generator.from_pretrained(model, "model")
+    if generator.denoiser is not None:
+        kept_times(generator.denoiser.timesteps, steps)
+    target = torch.device(_device(device))
+    request = Request(
+        format=FORMAT,
+        kind="synthetic",
+        version=__version__,
+        product={"path": str(model), "sha256": product_sha256(model)},
+        conditions=[c.name for c in conditions],
+        count=count,
+        seed=seed,
+        sampler=sampler,
+        steps=steps,
+        guidance=guidance,
+        size=generator.image_size,
+    )
+    partial = _open_partial(out, request)
+    settings: dict[str, Any] = {"sampler": sampler, "steps": steps, "guidance": guidance}
+    _make_images(generator.to(target), partial, request, conditions, batch_size, settings)
+    _write_table(partial, out.name, request, conditions)
+    partial.rename(out)
+    print(f"{count * len(conditions)} synthetic radiographs in {out}")
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"device: {name!r} is not there; use cpu or auto.")
+    return name
+
+
+def _open_partial(out: Path, request: Request) -> Path:
+    """The folder that becomes `out`: a new one, or that of an interrupted run of this request."""
+    partial = out.with_name(f".{out.name}.partial")
+    state = partial / "request.json"
+    wanted = json.dumps(asdict(request), indent=1)
+    if state.is_file() and state.read_text() == wanted:
+        return partial
+    shutil.rmtree(partial, ignore_errors=True)
+    size = request.count * len(request.conditions) * request.size**2
+    out.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(out.parent).free
+    if size > free:
+        raise UserError(
+            f"out: {out} needs up to {size} bytes and {free} are free; make room or use a smaller "
+            "--count."
+        )
+    partial.mkdir()
+    state.write_text(wanted)
+    return partial
+
+
+def _make_images(
+    generator: Generator,
+    folder: Path,
+    request: Request,
+    conditions: list[HealthCondition],
+    batch_size: int,
+    settings: dict[str, Any],
+) -> None:
+    wanted = range(request.count * len(conditions))
+    missing = [i for i in wanted if not (folder / _path(i)).is_file()]
+    note = PngInfo()
+    note.add_text("Synthetic", "yes")
+    note.add_text("Software", f"cxr_lightning {__version__}")
+    note.add_text("Product-SHA256", request.product["sha256"])
+    requests = [condition.request(1) for condition in conditions]
+    with tqdm(total=len(wanted), initial=len(wanted) - len(missing), unit="image") as bar:
+        for batch in _batches(missing, batch_size):
+            which = [requests[i // request.count] for i in batch]
+            parts = zip(*which, strict=True)
+            asked = Condition(*(torch.cat(part).to(generator.device) for part in parts))
+            images = generator.generate(asked, torch.tensor(batch), seed=request.seed, **settings)
+            for i, pixels in zip(batch, to_image(images).cpu().numpy()[:, 0], strict=True):
+                _write_png(folder / _path(i), pixels, note)
+            bar.update(len(batch))
+
+
+def _batches(items: list[int], size: int) -> Iterator[list[int]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _path(i: int) -> str:
+    return f"train/patient{i + 1:05d}/study1/view1_frontal.png"
+
+
+def _write_png(path: Path, pixels: np.ndarray, note: PngInfo) -> None:
+    """Writes a file that is either whole or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".partial")
+    Image.fromarray(pixels).save(temporary, format="PNG", pnginfo=note)
+    temporary.rename(path)
+
+
+def _write_table(
+    folder: Path, name: str, request: Request, conditions: list[HealthCondition]
+) -> None:
+    """train.csv with CheXpert's columns, and the manifest; the run's state file goes."""
+    rows, images = [], []
+    for i in range(request.count * len(conditions)):
+        condition = conditions[i // request.count]
+        row: dict[str, Any] = {
+            "Path": f"{name}/{_path(i)}",
+            "Sex": "Unknown",
+            "Age": "",
+            "Frontal/Lateral": "Frontal",
+            "AP/PA": "",
+        }
+        rows.append(row | _labels(condition))
+        images.append({"path": _path(i), "condition": condition.name, "index": i})
+    pd.DataFrame(rows).to_csv(folder / "train.csv", index=False)
+    manifest = asdict(request) | {"images": images}
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    (folder / "request.json").unlink()
+
+
+def _labels(condition: HealthCondition) -> dict[str, float | str]:
+    """The requested observations as CheXpert's 1.0 and 0.0, blank where nothing was asked."""
+    asked = condition.request(1)
+    values = zip(asked.observations[0].tolist(), asked.observations_known[0].tolist(), strict=True)
+    return {o: v if known else "" for o, (v, known) in zip(OBSERVATIONS, values, strict=True)}

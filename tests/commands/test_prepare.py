@@ -1,0 +1,278 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from cxr_lightning.commands import prepare as module
+from cxr_lightning.commands.prepare import prepare
+from cxr_lightning.data.prepared import open_prepared, partial_folder, read_failures
+from cxr_lightning.data.sources.base import COLUMNS
+from cxr_lightning.data.sources.chexpert import ChexpertSource
+from cxr_lightning.errors import UserError
+
+PATIENTS = 30
+
+
+def write_chexpert(root, patients=PATIENTS, valid=False):
+    """A small CheXpert with laterals; every image has its own grey level and a white corner."""
+    lines = [",".join(COLUMNS)]
+    for number in range(1, patients + 1):
+        for view in ("view1_frontal", "view2_lateral"):
+            path = f"train/patient{number:05d}/study1/{view}.png"
+            image = np.full((20, 24), 60 + number, dtype=np.uint8)
+            image[:6, :6] = 255
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(root / path)
+            side = view.split("_")[1].title()
+            lines.append(f"{root.name}/{path},Male,50,{side},{'AP' if side == 'Frontal' else ''}")
+            lines[-1] += "," * 14
+    (root / "train.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+@pytest.fixture
+def root(tmp_path):
+    return write_chexpert(tmp_path / "CheXpert-v1.0-small")
+
+
+def image_file(root, number, view="view1_frontal"):
+    return root / f"train/patient{number:05d}/study1/{view}.png"
+
+
+def read_all(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_chexpert(root, tmp_path, capsys):
+    out = tmp_path / "prepared" / "small"
+    prepare("chexpert", root, out, size=16, workers=1, valid_fraction=0.2)
+    data = open_prepared(out, verify=True)
+    assert data.images.shape == (PATIENTS, 16, 16)
+    assert set(data.table["Frontal/Lateral"]) == {"Frontal"}
+    counts = data.table["split"].value_counts()
+    assert counts["valid"] > 0
+    for image, path in zip(data.images, data.table["Path"], strict=True):
+        number = int(path.split("patient")[1][:5])
+        assert image[8, 8] == 60 + number
+        assert image[3, 1] == 255  # the corner, below the black border
+        assert image[12, 14] == 60 + number
+        assert image[0].max() == image[15].max() == 0
+    text = capsys.readouterr().out
+    assert f"{PATIENTS} lateral views are left out" in text
+    assert f"{PATIENTS} images ({counts['train']} train, {counts['valid']} valid)" in text
+    assert "0 failures" in text
+
+
+def test_all_views_and_crop(root, tmp_path):
+    prepare("chexpert", root, tmp_path / "out", 16, workers=1, views="all", aspect="crop")
+    data = open_prepared(tmp_path / "out")
+    assert len(data.images) == 2 * PATIENTS
+    assert data.images.min() > 0
+    assert data.header["resize"]["aspect"] == "crop"
+
+
+def test_any_number_of_workers_gives_the_same_files(root, tmp_path, monkeypatch):
+    monkeypatch.setattr("cxr_lightning.data.sources.reading.CHUNK_IMAGES", 4)
+    image_file(root, 7).write_bytes(b"")
+    for workers in (1, 2):
+        prepare("chexpert", root, tmp_path / str(workers), size=16, workers=workers)
+    assert read_all(tmp_path / "1") == read_all(tmp_path / "2")
+
+
+def break_images(root):
+    content = image_file(root, 2).read_bytes()
+    image_file(root, 1).unlink()
+    image_file(root, 2).write_bytes(content[: len(content) // 2])
+    image_file(root, 3).write_bytes(b"")
+    image_file(root, 4).write_bytes(b"no image")
+
+
+def test_unreadable_images_are_listed(root, tmp_path, capsys):
+    break_images(root)
+    out = tmp_path / "out"
+    prepare("chexpert", root, out, size=16, workers=1)
+    failures = read_failures(out)
+    assert list(failures) == [
+        f"{root.name}/train/patient{number:05d}/study1/view1_frontal.png" for number in range(1, 5)
+    ]
+    assert all(failures.values())
+    data = open_prepared(out)
+    assert len(data.images) == PATIENTS - 4
+    assert data.images.max(axis=(1, 2)).min() > 0
+    assert f"4 failures, see {out / 'failures.csv'}" in capsys.readouterr().out
+
+
+def test_strict(root, tmp_path):
+    break_images(root)
+    with pytest.raises(UserError, match=r"strict: .*patient00001.* cannot be read \(no such file"):
+        prepare("chexpert", root, tmp_path / "out", size=16, workers=1, strict=True)
+    assert list(tmp_path.iterdir()) == [root]
+    prepare("chexpert", root, tmp_path / "out", size=16, workers=1)
+    with pytest.raises(UserError, match="strict"):  # what is complete has failures
+        prepare("chexpert", root, tmp_path / "out", size=16, workers=1, strict=True)
+
+
+def test_no_readable_image(root, tmp_path):
+    for file in root.rglob("*.png"):
+        file.write_bytes(b"")
+    with pytest.raises(UserError, match="none of the 30 images can be read"):
+        prepare("chexpert", root, tmp_path / "out", size=16, workers=1)
+    assert list(tmp_path.iterdir()) == [root]
+
+
+def stop_after(monkeypatch, count, error):
+    """Makes the reader raise at image number `count`."""
+    plain = ChexpertSource.image
+    seen = []
+
+    def image(self, path, resize=None):
+        seen.append(path)
+        if len(seen) > count:
+            raise error
+        return plain(self, path, resize)
+
+    monkeypatch.setattr(ChexpertSource, "image", image)
+    monkeypatch.setattr("cxr_lightning.data.sources.reading.CHUNK_IMAGES", 4)
+    return seen
+
+
+def test_an_error_mid_way_leaves_nothing(root, tmp_path, monkeypatch):
+    stop_after(monkeypatch, 10, RuntimeError("mid-way"))
+    with pytest.raises(RuntimeError, match="mid-way"):
+        prepare("chexpert", root, tmp_path / "out", size=16, workers=1)
+    assert list(tmp_path.iterdir()) == [root]
+
+
+def test_an_interrupted_command_goes_on(root, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 10, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            prepare("chexpert", root, out, size=16, workers=1)
+    assert not out.exists()
+    assert partial_folder(out).is_dir()
+    seen = stop_after(monkeypatch, 1000, RuntimeError())
+    prepare("chexpert", root, out, size=16, workers=1)
+    assert len(seen) == PATIENTS - 8  # two chunks of 4 were done
+    assert not partial_folder(out).exists()
+    prepare("chexpert", root, tmp_path / "whole", size=16, workers=1)
+    assert read_all(out) == read_all(tmp_path / "whole")
+
+
+def test_strict_sees_failures_from_before_an_interruption(root, tmp_path, monkeypatch):
+    image_file(root, 1).write_bytes(b"")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 10, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            prepare("chexpert", root, tmp_path / "out", size=16, workers=1)
+    with pytest.raises(UserError, match="strict"):
+        prepare("chexpert", root, tmp_path / "out", size=16, workers=1, strict=True)
+    assert list(tmp_path.iterdir()) == [root]
+
+
+def test_complete_already(root, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    prepare("chexpert", root, out, size=16, workers=1)
+    before = read_all(out)
+    monkeypatch.setattr(module, "_read", None)
+    prepare("chexpert", root, out, size=16, workers=2)
+    assert "complete already: 30 images" in capsys.readouterr().out
+    assert read_all(out) == before
+    for change in ({"size": 32}, {"views": "all"}, {"aspect": "crop"}, {"valid_fraction": 0.9}):
+        with pytest.raises(UserError, match=r"out: .* holds something else already"):
+            prepare("chexpert", root, out, **{"size": 16, "workers": 1, **change})
+    assert read_all(out) == before
+
+
+def test_out_is_in_use(root, tmp_path):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "precious.txt").write_text("keep")
+    with pytest.raises(UserError, match="holds something else already"):
+        prepare("chexpert", root, tmp_path / "notes", workers=1)
+    with pytest.raises(UserError, match="is a file"):
+        prepare("chexpert", root, tmp_path / "notes" / "precious.txt", workers=1)
+    with pytest.raises(UserError, match="the data set itself"):
+        prepare("chexpert", root, root, workers=1)
+    (tmp_path / "empty").mkdir()
+    prepare("chexpert", root, tmp_path / "empty", size=16, workers=1)
+    assert len(open_prepared(tmp_path / "empty").images) == PATIENTS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"size": 0}, "size: 0"),
+        ({"workers": 0}, "workers: 0"),
+        ({"valid_fraction": 1.0}, "valid_fraction: 1.0"),
+        ({"seed": -1}, "seed: -1"),
+    ],
+)
+def test_numbers_out_of_range(root, tmp_path, arguments, message):
+    with pytest.raises(UserError, match=message):
+        prepare("chexpert", root, tmp_path / "out", **arguments)
+    assert list(tmp_path.iterdir()) == [root]
+
+
+def test_laterals_only(root, tmp_path):
+    file = root / "train.csv"
+    file.write_text(file.read_text().replace("Frontal,AP", "Lateral,"))
+    with pytest.raises(UserError, match="lateral views only"):
+        prepare("chexpert", root, tmp_path / "out", workers=1)
+
+
+def test_folder(tmp_path, capsys):
+    root = tmp_path / "images"
+    root.mkdir()
+    Image.fromarray(np.full((30, 30, 3), 77, dtype=np.uint8)).save(root / "a.png")
+    (root / "list.csv").write_text("path,Edema\na.png,-1\n")
+    prepare("folder", root, tmp_path / "out", size=8, workers=1, valid_fraction=0.0)
+    data = open_prepared(tmp_path / "out")
+    assert (data.images == 77).all()
+    assert data.table["Edema"].tolist() == [-1]
+    assert "no image is in valid" in capsys.readouterr().out
+
+
+def test_medmnist(tmp_path):
+    arrays = {
+        f"{split}_{kind}": np.full((2, 28, 28) if kind == "images" else (2, 1), 1, dtype=np.uint8)
+        for split in ("train", "val", "test")
+        for kind in ("images", "labels")
+    }
+    np.savez_compressed(tmp_path / "pneumoniamnist.npz", **arrays)
+    prepare("medmnist", tmp_path, tmp_path / "out", size=28, workers=2)
+    data = open_prepared(tmp_path / "out")
+    assert data.table["split"].tolist() == ["train", "train", "valid", "valid", "test", "test"]
+    assert (data.images == 1).all()
+
+
+def test_phantom(tmp_path):
+    root = tmp_path / "phantom"
+    prepare("phantom", root, tmp_path / "out", size=16, workers=1, patients=2)
+    data = open_prepared(tmp_path / "out")
+    assert data.table[data.table["split"] == "train"]["patient"].nunique() == 2
+    assert (data.table["split"] == "valid").any()
+    assert (data.table["report"] != "").all()
+    assert data.images.std(axis=(1, 2)).min() > 10
+    prepare("phantom", root, tmp_path / "out", size=16, workers=1, patients=2)
+    with pytest.raises(UserError, match=r"not the phantom .*'patients': 3"):
+        prepare("phantom", root, tmp_path / "other", size=16, workers=1, patients=3)
+    with pytest.raises(UserError, match="patients: 1 patients"):
+        prepare("phantom", tmp_path / "new", tmp_path / "other", workers=1, patients=1)
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["out", "phantom"]
+
+
+@pytest.mark.skipif("CXR_TEST_DATA" not in os.environ, reason="needs CXR_TEST_DATA")
+def test_real_nih64(tmp_path):
+    root = Path(os.environ["CXR_TEST_DATA"]) / "nih64"
+    prepare("chexpert", root, tmp_path / "out", size=64, workers=1, strict=True)
+    data = open_prepared(tmp_path / "out", verify=True)
+    assert data.images.shape == (850, 64, 64)
+    original = pd.concat([pd.read_csv(root / f"{split}.csv") for split in ("train", "valid")])
+    columns = [c for c in COLUMNS if c not in ("Path", "Sex", "Frontal/Lateral", "AP/PA")]
+    np.testing.assert_array_equal(data.table[columns].to_numpy(float), original[columns])
+    for row in range(0, 850, 100):
+        with Image.open(root.parent / data.table["Path"][row]) as image:
+            assert np.array_equal(data.images[row], np.asarray(image)[..., 0])

@@ -1,0 +1,90 @@
+"""Labels to categories: each scheme on labels written out by hand."""
+
+import numpy as np
+import pytest
+import torch
+
+from cxr_lightning.data.categories import CATEGORIES, category_weights
+from cxr_lightning.data.policies import apply_policy, build_condition
+from cxr_lightning.types import OBSERVATIONS, Condition
+
+
+def condition_of(*labels: dict[str, float], uncertain="ignore") -> Condition:  # type: ignore[no-untyped-def]
+    raw = np.full((len(labels), 14), np.nan, dtype=np.float32)
+    for row, named in enumerate(labels):
+        for name, value in named.items():
+            raw[row, OBSERVATIONS.index(name)] = value
+    observations, known = apply_policy(raw, uncertain)
+    return build_condition(observations, known, np.full((len(labels), 3), np.nan, np.float32))
+
+
+NORMAL = {"No Finding": 1.0}
+EDEMA = {"Edema": 1.0}
+TWO = {"Edema": 1.0, "Pneumonia": 1.0, "Support Devices": 1.0}
+DEVICES = {"Support Devices": 1.0}
+UNCERTAIN = {"Edema": -1.0}
+CONTRADICTION = {"No Finding": 1.0, "Edema": 1.0}
+ROWS = (NORMAL, EDEMA, TWO, DEVICES, UNCERTAIN, CONTRADICTION, {})
+
+
+def test_binary() -> None:
+    weights = category_weights(condition_of(*ROWS), "binary")
+    expected = [[1, 0], [0, 1], [0, 1], [0, 0], [0, 0], [0, 0], [0, 0]]
+    assert weights.tolist() == expected
+
+
+def test_single() -> None:
+    weights = category_weights(condition_of(*ROWS), "single")
+    names = CATEGORIES["single"]
+    found = [[names[k] for k in row.nonzero().flatten()] for row in weights]
+    assert found == [["No Finding"], ["Edema"], [], [], [], [], []]
+    assert len(names) == 13
+    assert "Support Devices" not in names
+
+
+def test_multi_shares_the_weight_among_what_is_shown() -> None:
+    weights = category_weights(condition_of(*ROWS), "multi")
+    named = [
+        {OBSERVATIONS[k]: round(float(row[k]), 4) for k in row.nonzero().flatten()}
+        for row in weights
+    ]
+    third = {"Edema": 0.3333, "Pneumonia": 0.3333, "Support Devices": 0.3333}
+    half = {"No Finding": 0.5, "Edema": 0.5}
+    assert named == [NORMAL, EDEMA, third, DEVICES, {}, half, {}]
+
+
+@pytest.mark.parametrize(
+    ("policy", "edema"), [("ignore", 0.0), ("zeros", 0.0), ("ones", 0.5), ("soft", 1 / 3)]
+)
+def test_uncertain_labels_follow_the_policy(policy: str, edema: float) -> None:
+    condition = condition_of({"Edema": -1.0, "Fracture": 1.0}, uncertain=policy)
+    weights = category_weights(condition, "multi")
+    assert float(weights[0, OBSERVATIONS.index("Edema")]) == pytest.approx(edema)
+
+
+def test_soft_uncertain_image_is_neither_normal_nor_abnormal() -> None:
+    condition = condition_of(UNCERTAIN, uncertain="soft")
+    assert category_weights(condition, "binary").tolist() == [[0, 0]]
+    assert category_weights(condition, "single").sum() == 0
+
+
+def test_view_and_sex_use_known_demographics() -> None:
+    observations = np.zeros((3, 14), np.float32)
+    rows = np.array([[0, 1, 0.5], [1, 0, 0.5], [np.nan, np.nan, np.nan]], np.float32)
+    condition = build_condition(observations, observations.astype(bool), rows)
+    assert category_weights(condition, "view").tolist() == [[1, 0], [0, 1], [0, 0]]
+    assert category_weights(condition, "sex").tolist() == [[0, 1], [1, 0], [0, 0]]
+
+
+@pytest.mark.parametrize("scheme", list(CATEGORIES))
+def test_rows_sum_to_one_or_zero(scheme) -> None:  # type: ignore[no-untyped-def]
+    generator = torch.Generator().manual_seed(0)
+    known = torch.rand(200, 17, generator=generator) < 0.4
+    value = torch.where(known, (torch.rand(200, 17, generator=generator) < 0.4).float(), 0.0)
+    weights = category_weights(Condition(value, known), scheme)
+    sums = weights.sum(dim=1)
+    assert weights.shape == (200, len(CATEGORIES[scheme]))
+    assert (weights >= 0).all()
+    assert ((sums - 1).abs() < 1e-6).logical_or(sums == 0).all()
+    assert 0 < sums.sum() < 200
+    assert category_weights(Condition.unknown(4), scheme).sum() == 0

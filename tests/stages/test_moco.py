@@ -1,0 +1,354 @@
+"""Stage 3 on a tiny data module: what moves, when, and what it says."""
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning import Callback, LightningDataModule, Trainer
+from torch.utils.data import DataLoader
+
+from cxr_lightning.data.augment import PRESETS, Augmentation
+from cxr_lightning.errors import UserError
+from cxr_lightning.networks.encoder import Encoder
+from cxr_lightning.stages.moco import Clustering, MoCo
+from cxr_lightning.types import Batch, Condition
+
+TRAIN, VALID, BATCH, SIZE = 32, 12, 8, 16
+
+# a few steps leave the tiny encoder untrained, as the alarm says
+pytestmark = pytest.mark.filterwarnings("ignore:At step .* not trained")
+
+
+def radiographs(count: int, seed: int) -> Batch:
+    """Noise images, half of them normal and bright on the left, half with edema on the right."""
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.rand(count, 1, SIZE, SIZE, generator=generator) * 2 - 1
+    abnormal = torch.arange(count) % 2
+    image[abnormal == 1, :, :, SIZE // 2 :] += 0.5
+    value = torch.zeros(count, 17)
+    value[:, 0], value[:, 5] = 1.0 - abnormal, abnormal.float()
+    known = torch.zeros(count, 17, dtype=torch.bool)
+    known[:, [0, 5]] = True
+    return Batch(image.clamp(-1, 1), Condition(value, known), torch.arange(count))
+
+
+class TinyData(LightningDataModule):
+    """32 training and 12 validation images in batches of 8."""
+
+    batch_size = BATCH
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = {"train": np.arange(TRAIN), "valid": np.arange(VALID)}
+
+    def _loader(self, count: int, seed: int) -> DataLoader[Any]:
+        whole = radiographs(count, seed)
+        starts = range(0, count, BATCH)
+        parts = [slice(start, start + BATCH) for start in starts]
+        rank, world = (
+            (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        )
+        shards = [torch.arange(count)[p].tensor_split(world)[rank] for p in parts]
+        batches: Any = [
+            Batch(whole.image[i], whole.condition.rows(i), whole.index[i]) for i in shards
+        ]
+        return DataLoader(batches, batch_size=None)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return self._loader(TRAIN, seed=0)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return self._loader(VALID, seed=1)
+
+
+def stage(**changes: Any) -> MoCo:
+    torch.manual_seed(0)
+    clustering = {"scheme": "binary", "warmup_steps": 0, "ramp_steps": 0}
+    clustering |= changes.pop("clustering", {})
+    settings = {"image_size": SIZE, "width": 4, "dim": 8, "backbone": "small", "group_size": 4}
+    return MoCo(**{**settings, "clustering": Clustering(**clustering), **changes})  # type: ignore[arg-type]
+
+
+def trainer(folder: Path, **changes: Any) -> Trainer:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    settings = {"accelerator": "cpu", "devices": 1, "max_steps": 4, "enable_checkpointing": False}
+    return Trainer(default_root_dir=folder, **{**quiet, **settings, **changes})
+
+
+def state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def test_fit_trains_the_encoder_and_logs(tmp_path: Path) -> None:
+    model = stage()
+    before = state(model.encoder)
+    run = trainer(tmp_path)
+    run.fit(model, datamodule=TinyData())
+    assert run.global_step == 4
+    assert not same(before, state(model.encoder))
+    train = {"loss", "info_nce", "clustering", "clustering_weight"}
+    valid = {"loss", "info_nce", "clustering", "effective_rank", "alignment", "uniformity"}
+    valid |= {"view_distance", "same_category_distance", "random_distance", "retrieval"}
+    expected = {f"moco/train/{n}" for n in train} | {f"moco/valid/{n}" for n in valid}
+    assert expected <= set(run.callback_metrics)
+    assert "moco/valid/knn_auroc" in run.callback_metrics
+    assert all(torch.isfinite(value) for value in run.callback_metrics.values())
+
+
+@pytest.mark.parametrize("bn", ["grouped", "eval"])
+def test_key_encoder_follows_by_the_average_head_included(tmp_path: Path, bn: Any) -> None:
+    model = stage(momentum=0.75, bn=bn)
+    start = {n: p.clone() for n, p in model.key_encoder.named_parameters()}
+    assert same(state(model.encoder), state(model.key_encoder))
+    trainer(tmp_path, max_steps=1).fit(model, datamodule=TinyData())
+    online = dict(model.encoder.named_parameters())
+    for name, parameter in model.key_encoder.named_parameters():
+        expected = 0.75 * start[name] + 0.25 * online[name].detach()
+        torch.testing.assert_close(parameter, expected)
+        assert parameter.grad is None
+        assert not parameter.requires_grad
+    assert not torch.equal(model.key_encoder.head[0].weight, start["head.0.weight"])
+
+
+@pytest.mark.parametrize(("bn", "follows"), [("grouped", False), ("eval", True)])
+def test_batch_norm_of_the_keys(tmp_path: Path, bn: Any, follows: bool) -> None:
+    model = stage(momentum=0.0, bn=bn)
+    trainer(tmp_path, max_steps=2).fit(model, datamodule=TinyData())
+    assert same(dict(model.encoder.named_buffers()), dict(model.key_encoder.named_buffers())) == (
+        follows
+    )
+
+
+def test_groups_change_the_batch_statistics_of_the_keys() -> None:
+    whole, groups, evaluated = stage(group_size=16), stage(group_size=4), stage(bn="eval")
+    image = torch.rand(16, 1, SIZE, SIZE)
+    gap = (whole.embed_keys(image) - groups.embed_keys(image)).abs().max()
+    assert gap > 1e-2
+    alone = torch.cat([evaluated.embed_keys(one[None]) for one in image])
+    torch.testing.assert_close(evaluated.embed_keys(image), alone, rtol=0, atol=1e-5)
+
+
+def test_checkpoints_of_callbacks_hold_the_updated_keys(tmp_path: Path) -> None:
+    class Snapshot(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *rest: Any) -> None:
+            self.keys = state(pl_module.key_encoder)
+
+    model, snapshot = stage(), Snapshot()
+    trainer(tmp_path, max_steps=1, callbacks=[snapshot]).fit(model, datamodule=TinyData())
+    assert same(snapshot.keys, state(model.key_encoder))
+
+
+def test_accumulation_updates_keys_once_an_optimizer_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[tuple[int, int]] = []
+    model = stage()
+    run = trainer(tmp_path, accumulate_grad_batches=2, max_epochs=1, max_steps=-1)
+    monkeypatch.setattr(
+        "cxr_lightning.stages.moco.momentum_update",
+        lambda pairs, momentum: steps.append((run.global_step, int(model.queue.filled))),
+    )
+    run.fit(model, datamodule=TinyData())
+    # 4 batches, 2 optimizer steps; keys of micro-steps enter the queue of 32 // 4 all the same
+    assert run.global_step == 2
+    assert len(steps) == 2
+    assert int(model.queue.filled) == TRAIN // 4
+
+
+def test_queue_shrinks_to_a_quarter_of_the_training_images_and_fills(tmp_path: Path) -> None:
+    for asked, size in ((16384, TRAIN // 4), (5, 5)):
+        model = stage(queue_size=asked)
+        trainer(tmp_path, max_steps=1).fit(model, datamodule=TinyData())
+        assert len(model.queue) == size == int(model.queue.filled)
+        torch.testing.assert_close(model.queue.keys.norm(dim=1), torch.ones(size))
+        assert model.queue.weights.sum() == size
+
+
+def test_validation_touches_nothing(tmp_path: Path) -> None:
+    model = stage()
+    trainer(tmp_path, max_steps=2).fit(model, datamodule=TinyData())
+    before = state(model)
+    run = trainer(tmp_path)
+    first = run.validate(model, datamodule=TinyData(), verbose=False)
+    assert same(before, state(model))
+    assert set(before) == set(state(model))
+    assert first == run.validate(model, datamodule=TinyData(), verbose=False)
+
+
+def test_validation_loss_does_not_depend_on_the_queue(tmp_path: Path) -> None:
+    model = stage()
+    run = trainer(tmp_path, max_steps=2)
+    run.fit(model, datamodule=TinyData())
+    first = run.validate(model, datamodule=TinyData(), verbose=False)[0]
+    model.queue.keys.copy_(model.queue.keys.flip(1))
+    second = run.validate(model, datamodule=TinyData(), verbose=False)[0]
+    assert first["moco/valid/loss"] == second["moco/valid/loss"]
+
+
+def test_resumed_run_equals_one_run(tmp_path: Path) -> None:
+    whole = stage(decay="constant")
+    trainer(tmp_path, max_steps=8).fit(whole, datamodule=TinyData())
+    first, second = stage(decay="constant"), stage(decay="constant")
+    run = trainer(tmp_path, max_steps=4)
+    run.fit(first, datamodule=TinyData())
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    assert int(first.queue.filled) > 0
+    assert first.centroids.known.all()
+    trainer(tmp_path, max_steps=8).fit(
+        second, datamodule=TinyData(), ckpt_path=str(tmp_path / "last.ckpt")
+    )
+    for name, tensor in state(whole).items():
+        torch.testing.assert_close(state(second)[name], tensor, rtol=0, atol=1e-6, msg=name)
+
+
+def test_queue_takes_the_size_that_the_checkpoint_has() -> None:
+    source, target = stage(queue_size=5), stage(queue_size=9)
+    checkpoint = {"state_dict": source.state_dict()}
+    target.on_load_checkpoint(checkpoint)
+    target.load_state_dict(checkpoint["state_dict"])
+    assert len(target.queue) == 5
+
+
+def test_product_is_the_query_encoder() -> None:
+    model = stage()
+    product = model.product()
+    assert product.kind == "encoder"
+    assert product.networks["encoder"] is model.encoder
+    assert isinstance(model.encoder, Encoder)
+    assert model.name == "moco"
+
+
+def test_optimizer_is_sgd_over_the_encoder_alone(tmp_path: Path) -> None:
+    model = stage()
+    run = trainer(tmp_path, max_steps=1)
+    run.fit(model, datamodule=TinyData())
+    optimizer = run.optimizers[0]
+    assert isinstance(optimizer, torch.optim.SGD)
+    group = optimizer.param_groups[0]
+    assert (group["momentum"], group["weight_decay"]) == (0.9, 1e-4)
+    assert len(group["params"]) == len(list(model.encoder.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("step", "weight"), [(0, 0.0), (99, 0.0), (100, 0.0), (125, 0.25), (150, 0.5), (999, 0.5)]
+)
+def test_clustering_weight_ramps_up_after_the_warm_up(step: int, weight: float) -> None:
+    schedule = Clustering(weight=0.5, warmup_steps=100, ramp_steps=50)
+    assert schedule.weight_at(step) == pytest.approx(weight)
+    assert Clustering(weight=0.5, warmup_steps=100, ramp_steps=0).weight_at(100) == 0.5
+
+
+def test_clustering_draws_categories_together(tmp_path: Path) -> None:
+    distances = []
+    for weight in (0.0, 1.0):
+        model = stage(clustering={"weight": weight}, augmentation="none")
+        run = trainer(tmp_path, max_steps=40)
+        run.fit(model, datamodule=TinyData())
+        metrics = run.validate(model, datamodule=TinyData(), verbose=False)[0]
+        within, across = (
+            metrics[f"moco/valid/{name}_distance"] for name in ("same_category", "random")
+        )
+        distances.append(within / across)
+    assert distances[1] < 0.8 * distances[0]
+
+
+def test_minority_alone_is_drawn_together() -> None:
+    model = stage(clustering={"minority": True})
+    model._trainer = SimpleNamespace(world_size=1)  # type: ignore[assignment]
+    weights = torch.tensor([[1.0, 0.0]] * 3 + [[0.0, 1.0]])
+    key = torch.nn.functional.normalize(torch.randn(4, 8), dim=1)
+    totals = model.centroids.update(key, weights)
+    embedding = key.clone().requires_grad_()
+    model._cluster(embedding, weights, totals).backward()
+    assert embedding.grad is not None
+    assert embedding.grad[:3].abs().sum() == 0
+    assert embedding.grad[3].abs().sum() > 0
+
+
+def test_warns_of_a_collapse_once(tmp_path: Path) -> None:
+    model = stage()
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    model.encoder.head[-1].bias.data.fill_(1.0)  # every image at one point
+    run = trainer(tmp_path)
+    with pytest.warns(UserWarning, match="effective rank.*clustering.weight"):
+        run.validate(model, datamodule=TinyData(), verbose=False)
+    assert model.collapsed
+    model._warn_of_collapse(None)
+    assert not model.collapsed
+
+
+def test_warns_when_the_clustering_loss_is_never_used(tmp_path: Path) -> None:
+    model = stage(clustering={"warmup_steps": 100})
+    with pytest.warns(UserWarning, match="warmup_steps: 100 .* 4 steps"):
+        trainer(tmp_path).fit(model, datamodule=TinyData())
+
+
+def test_warns_when_the_batch_is_one_group(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="model.bn: a batch of 8"):
+        trainer(tmp_path, max_steps=1).fit(stage(group_size=5), datamodule=TinyData())
+
+
+def test_augmentation_by_name_or_by_settings() -> None:
+    assert stage(augmentation="moco_cxr").augmentation == PRESETS["moco_cxr"]
+    assert stage(augmentation=Augmentation(flip=0.5)).augmentation.flip == 0.5
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"dim": 0},
+        {"queue_size": 0},
+        {"group_size": 1},
+        {"momentum": 1.0},
+        {"temperature": 0.0},
+        {"clustering": {"weight": -1.0}},
+        {"clustering": {"momentum": -0.1}},
+        {"clustering": {"temperature": 0.0}},
+        {"clustering": {"warmup_steps": -1}},
+        {"clustering": {"scheme": "multi", "minority": True}},
+    ],
+)
+def test_settings_out_of_range_are_refused_in_one_sentence(wrong: dict[str, Any]) -> None:
+    name = next(iter(wrong))
+    with pytest.raises(UserError, match=f"model.{name}") as error:
+        stage(**wrong)
+    assert str(error.value).endswith(".")
+
+
+def fit_on_two_processes(folder: Path) -> None:
+    """What the test below runs; this file run as a script, once more by Lightning."""
+    model = stage(group_size=2)
+    run = trainer(folder, max_steps=6, devices=2, strategy="ddp", use_distributed_sampler=False)
+    run.fit(model, datamodule=TinyData())
+    metrics = {name: float(value) for name, value in run.callback_metrics.items()}
+    torch.save((model.state_dict(), metrics), folder / f"{run.global_rank}.pt")
+
+
+@pytest.mark.slow
+def test_two_processes_hold_the_same_queue_and_centroids(tmp_path: Path) -> None:
+    process = subprocess.run([sys.executable, __file__, str(tmp_path)], timeout=240, check=False)
+    assert process.returncode == 0
+    (first, metrics), (second, others) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    shared = [name for name in first if "running" not in name and "key_encoder" not in name]
+    shared += [name for name in first if name.startswith("key_encoder.head")]
+    assert any(name.startswith("queue") for name in shared)
+    for name in shared:
+        assert torch.equal(first[name], second[name]), name
+    valid = [name for name in metrics if "valid" in name]
+    assert valid
+    assert all(metrics[name] == others[name] for name in valid)
+    assert first["queue.weights"].sum() == TRAIN // 4
+
+
+if __name__ == "__main__":
+    fit_on_two_processes(Path(sys.argv[1]))

@@ -1,0 +1,137 @@
+"""The command line: help, versions, mistakes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cxr_lightning import __version__
+from cxr_lightning.cli import COMMANDS, STAGE_COMMANDS, main
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def fails(capsys: pytest.CaptureFixture[str], *args: object) -> str:
+    """Runs a command that must fail as a user's mistake; returns what it says."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(arg) for arg in args])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    return said
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--help"])
+    said = capsys.readouterr().out
+    for command in {**COMMANDS, **STAGE_COMMANDS}:
+        assert f"\n  {command} " in said
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from cxr_lightning.cli import main; main(['--help']); "
+        "print(sorted({'torch', 'lightning', 'numpy', 'pandas'} & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[-1] == "[]"
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--version"])
+    assert capsys.readouterr().out.strip() == __version__
+
+
+@pytest.mark.parametrize("command", ["prepare", "generate", "evaluate", "report"])
+def test_help_of_a_command_explains_every_option(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    lines = capsys.readouterr().out.split("\n  --")
+    options = [line for line in lines[1:] if not line.startswith(("config", "print_config"))]
+    assert len(options) > 1
+    bare = [line for line in options if len(line.split()) < 6]
+    assert not bare, f"options without help: {bare}"
+
+
+def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
+    said = fails(capsys, "genrate")
+    assert "genrate" in said
+    assert "generate" in said
+
+
+def test_mistyped_option_of_a_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--sede" in fails(capsys, "generate", "--model", "m", "--out", "o", "--sede", 1)
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--model.init_args.widht=8",
+        "--data.batchsize=8",
+        "--trainer.max_step=8",
+        "--samples.cuont=8",
+    ],
+)
+def test_mistyped_key_of_a_configuration_is_named(
+    flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = fails(capsys, "fit", "--config", CONFIGS / "vae.yaml", "--data.root", "x", flag)
+    assert flag.split("=")[0].split(".")[-1] in said
+
+
+def test_mistyped_key_in_a_file_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overlay = tmp_path / "mine.yaml"
+    overlay.write_text("trainer:\n  max_step: 5\n")
+    args = ("fit", "--config", CONFIGS / "vae.yaml", "--config", overlay, "--data.root", "x")
+    assert "max_step" in fails(capsys, *args)
+
+
+def test_missing_data_root_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "data.root" in fails(capsys, "fit", "--config", CONFIGS / "vae.yaml")
+
+
+def smoke(stage: str, root: Path, *flags: str) -> list[str]:
+    configs = [str(CONFIGS / f"{stage}.yaml"), str(CONFIGS / "scale" / "cpu-smoke.yaml")]
+    run = [f"--config={path}" for path in configs]
+    return ["fit", *run, f"--data.root={root}", *flags]
+
+
+def test_folder_without_prepared_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    said = fails(capsys, *smoke("vae", tmp_path, f"--trainer.default_root_dir={run}"))
+    assert str(tmp_path) in said
+    assert "cxr prepare" in said
+
+
+def test_wrong_image_size(
+    prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--data.image_size=64", f"--trainer.default_root_dir={tmp_path / 'run'}"]
+    said = fails(capsys, *smoke("vae", prepared, *flags))
+    assert "data.image_size" in said
+    assert "64" in said
+    assert "32" in said
+
+
+def test_stage_two_without_stage_one(
+    prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [f"--model.init_args.autoencoder={tmp_path / 'vae'}"]
+    said = fails(capsys, *smoke("ddpm", prepared, *flags))
+    assert "model.autoencoder" in said
+    assert "configs/vae.yaml" in said
+
+
+def test_product_of_the_wrong_stage(
+    prepared: Path, products: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [f"--model.init_args.autoencoder={products / 'encoder'}"]
+    said = fails(capsys, *smoke("ddpm", prepared, *flags))
+    assert "'encoder'" in said
+    assert "'autoencoder'" in said

@@ -1,0 +1,73 @@
+"""Imports go one way."""
+
+import ast
+from pathlib import Path
+
+import cxr_lightning
+
+ROOT = Path(cxr_lightning.__file__).parent
+LAYERS = [
+    {"errors", "files", "types", "__init__"},
+    {"artifacts"},
+    {"data", "networks"},
+    {"diffusion", "losses"},
+    {"metrics"},
+    {"stages"},
+    {"callbacks"},
+    {"commands"},
+    {"training"},
+    {"cli"},
+    {"__main__"},
+]
+RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
+SEPARATE = {("data", "networks"), ("networks", "data")}
+LIGHTNING_BELOW_STAGES = {"data/datamodule.py"}
+
+
+def modules_of(path: Path) -> set[str]:
+    """Dotted names that a file imports."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return names
+
+
+def part_of(path: Path) -> str:
+    relative = path.relative_to(ROOT)
+    return relative.parts[0].removesuffix(".py")
+
+
+def test_every_part_has_a_layer() -> None:
+    parts = {part_of(path) for path in ROOT.rglob("*.py")}
+    assert parts == set(RANK)
+
+
+def test_imports_go_one_way() -> None:
+    wrong = []
+    for path in ROOT.rglob("*.py"):
+        part = part_of(path)
+        for name in modules_of(path):
+            parts = name.split(".")
+            if parts[0] != "cxr_lightning" or len(parts) == 1:
+                continue
+            other = parts[1]
+            if RANK[other] > RANK[part] or (part, other) in SEPARATE:
+                wrong.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert not wrong
+
+
+def test_lightning_stays_in_stages_and_above() -> None:
+    for path in ROOT.rglob("*.py"):
+        below = RANK[part_of(path)] < RANK["stages"]
+        if below and str(path.relative_to(ROOT)) not in LIGHTNING_BELOW_STAGES:
+            assert not any(name.split(".")[0] == "lightning" for name in modules_of(path)), path
+
+
+def test_only_one_lightning_namespace_and_wandb_in_callbacks_alone() -> None:
+    for path in ROOT.rglob("*.py"):
+        tops = {name.split(".")[0] for name in modules_of(path)}
+        assert "pytorch_lightning" not in tops, path
+        assert "wandb" not in tops or part_of(path) == "callbacks", path

@@ -1,0 +1,226 @@
+"""All stages chained through the command line, with the shipped configurations."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from cxr_lightning.artifacts import check_product
+from cxr_lightning.cli import main
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+TINY_UNET = [
+    "--model.init_args.width=8",
+    "--model.init_args.multipliers=[1,2]",
+    "--model.init_args.blocks=1",
+    "--model.init_args.timesteps=20",
+    "--samples.steps=2",
+    "--generation.steps=2",
+]
+
+
+def fit_args(stage: str, prepared: Path, runs: Path) -> list[str]:
+    """The command that fits a stage small, as a user would type it."""
+    flags = {
+        "vae": ["--model.init_args.width=4", "--model.init_args.latent_dim=8"],
+        "ddpm": [f"--model.init_args.autoencoder={runs}/vae/product", *TINY_UNET],
+        "moco": ["--model.init_args.backbone=small", "--model.init_args.width=4"],
+        "finetune": [
+            f"--model.init_args.generator={runs}/ddpm/product",
+            f"--model.init_args.encoder={runs}/moco/product",
+            f"--generation.encoder={runs}/moco/product",
+            "--samples.steps=2",
+            "--generation.steps=2",
+        ],
+    }
+    return [
+        "fit",
+        f"--config={CONFIGS / stage}.yaml",
+        f"--config={CONFIGS}/scale/cpu-smoke.yaml",
+        f"--data.root={prepared}",
+        f"--trainer.default_root_dir={runs / stage}",
+        *flags[stage],
+    ]
+
+
+def table(prepared: Path) -> list[dict[str, str]]:
+    with (prepared / "table.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def runs(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of the whole pipeline, from the four fits to the report."""
+    runs = tmp_path_factory.mktemp("runs")
+    for stage in ("vae", "ddpm", "moco", "finetune"):
+        main(fit_args(stage, prepared, runs))
+    generator, encoder = f"{runs}/finetune/product", f"{runs}/moco/product"
+    main(
+        f"generate --model {generator} --out {runs}/synthetic --condition healthy,pneumonia "
+        "--count 4 --steps 2 --device cpu".split()
+    )
+    main(
+        f"evaluate --real {prepared} --synthetic {runs}/synthetic --out {runs}/evaluation "
+        f"--generator {generator} --encoder {encoder} --extractor encoder "
+        f"--extractor_weights {encoder} --bootstrap 5 --reconstructions 4".split()
+    )
+    main(f"report --evaluation {runs}/evaluation --out {runs}/report.html".split())
+    return runs
+
+
+def test_every_stage_hands_over_a_product(runs: Path) -> None:
+    kinds = {
+        "vae": "autoencoder",
+        "ddpm": "generator",
+        "moco": "encoder",
+        "finetune": "generator",
+    }
+    for stage, kind in kinds.items():
+        manifest = check_product(runs / stage / "product", kind, "test")
+        assert manifest["step"] == 4
+        assert manifest["config"]["model"]["class_path"].startswith(f"cxr_lightning.stages.{stage}")
+
+
+def test_products_name_their_parents(runs: Path) -> None:
+    def sha(stage: str, kind: str) -> str:
+        return str(check_product(runs / stage / "product", kind, "test")["sha256"])
+
+    ddpm = check_product(runs / "ddpm/product", "generator", "test")
+    finetune = check_product(runs / "finetune/product", "generator", "test")
+    assert ddpm["parents"] == {"autoencoder": sha("vae", "autoencoder")}
+    assert finetune["parents"] == {
+        "generator": sha("ddpm", "generator"),
+        "encoder": sha("moco", "encoder"),
+    }
+
+
+def test_metrics_are_logged(runs: Path) -> None:
+    expected = {
+        "vae": ["vae/train/loss", "vae/valid/loss", "vae/valid/fid_fixed"],
+        "ddpm": ["ddpm/train/loss", "ddpm/valid/loss", "ddpm/valid/fid_fixed"],
+        "moco": ["moco/train/loss", "moco/valid/loss"],
+        "finetune": [
+            "finetune/train/representation",
+            "finetune/valid/loss",
+            "finetune/valid/fid_fixed",
+            "finetune/valid/rrs",
+        ],
+    }
+    for stage, keys in expected.items():
+        with (runs / stage / "csv" / "metrics.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        for key in keys:
+            values = [float(row[key]) for row in rows if row.get(key)]
+            assert values, f"{key} was not logged"
+            assert np.isfinite(values).all(), key
+
+
+def test_sample_grids_are_written(runs: Path) -> None:
+    for stage in ("vae", "ddpm", "finetune"):
+        grids = list((runs / stage / "samples").glob("*-generated-*.png"))
+        assert len(grids) == 2
+        assert np.asarray(Image.open(grids[0])).std() > 0
+
+
+def test_synthetic_data_set_is_complete(runs: Path) -> None:
+    manifest = json.loads((runs / "synthetic/manifest.json").read_text())
+    assert [image["condition"] for image in manifest["images"]] == ["healthy"] * 4 + [
+        "pneumonia"
+    ] * 4
+    for image in manifest["images"]:
+        assert Image.open(runs / "synthetic" / image["path"]).size == (32, 32)
+
+
+def test_report_shows_the_whitepapers_table(runs: Path) -> None:
+    markdown = (runs / "report.md").read_text()
+    assert "| condition | original | generated | FID | RRS |" in markdown.lower().replace(
+        "fid", "FID"
+    ).replace("rrs", "RRS")
+    assert "<html" in (runs / "report.html").read_text()
+
+
+def test_same_command_again_changes_nothing(runs: Path, prepared: Path) -> None:
+    product = runs / "vae/product/model.safetensors"
+    before = product.read_bytes()
+    main(fit_args("vae", prepared, runs))
+    assert product.read_bytes() == before
+
+
+def test_another_model_into_the_same_run_is_refused(
+    runs: Path, prepared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([*fit_args("vae", prepared, runs), "--model.init_args.latent_dim=9"])
+    assert stop.value.code == 2
+    assert "model.latent_dim" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_other_stage_commands(command: str, runs: Path, prepared: Path) -> None:
+    args = fit_args("ddpm", prepared, runs)
+    main([command, *args[1:], f"--ckpt_path={runs}/ddpm/checkpoints/last.ckpt"])
+
+
+def test_predict_writes_what_the_stage_predicts(runs: Path, prepared: Path) -> None:
+    args = fit_args("ddpm", prepared, runs)
+    main(["predict", *args[1:], f"--ckpt_path={runs}/ddpm/checkpoints/last.ckpt"])
+    files = sorted((runs / "ddpm/predictions").glob("*.npz"))
+    index = np.concatenate([np.load(file)["index"] for file in files])
+    images = np.concatenate([np.load(file)["prediction"] for file in files])
+    valid = [i for i, row in enumerate(table(prepared)) if row["split"] == "valid"]
+    assert index.tolist() == valid
+    assert images.dtype == np.uint8
+    assert images.shape == (len(valid), 1, 32, 32)
+
+
+@pytest.mark.parametrize("scale", sorted((CONFIGS / "scale").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("stage", ["vae", "ddpm", "moco", "finetune"])
+def test_every_scale_fits_every_stage(
+    stage: str, scale: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(
+            [
+                "fit",
+                f"--config={CONFIGS / stage}.yaml",
+                f"--config={scale}",
+                "--data.root=x",
+                "--print_config",
+            ]
+        )
+    assert stop.value.code == 0
+    resolved = yaml.safe_load(capsys.readouterr().out)
+    wanted = yaml.safe_load(scale.read_text())["trainer"]
+    assert resolved["trainer"]["devices"] == wanted["devices"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["vae", "ddpm"])
+def test_two_processes_train_the_same_weights_as_one(
+    stage: str, runs: Path, prepared: Path, tmp_path: Path
+) -> None:
+    from safetensors.numpy import load_file
+
+    single = [*fit_args(stage, prepared, runs), f"--trainer.default_root_dir={tmp_path}/one"]
+    double = [
+        *fit_args(stage, prepared, runs),
+        f"--trainer.default_root_dir={tmp_path}/two",
+        "--trainer.devices=2",
+        "--trainer.strategy=ddp",
+    ]
+    for args in (single, double):
+        subprocess.run(
+            [sys.executable, "-m", "cxr_lightning", *args], check=True, capture_output=True
+        )
+    part = "denoiser" if stage == "ddpm" else "."
+    one = load_file(tmp_path / "one/product" / part / "model.safetensors")
+    two = load_file(tmp_path / "two/product" / part / "model.safetensors")
+    for name, weights in one.items():
+        # the same sums in another order; AdamW turns rounding of tiny gradients into part of a step
+        np.testing.assert_allclose(two[name], weights, atol=2e-5, err_msg=name)
