@@ -1,7 +1,9 @@
 """cxr: one table of commands; LightningCLI for fit, validate, test and predict."""
 
 import importlib
+import inspect
 import sys
+from pathlib import Path
 
 from cxr_lightning.errors import UserError
 
@@ -18,6 +20,9 @@ COMMANDS = {
     "report": "turn evaluations into one HTML page and Markdown",
     "benchmark": "images per second of a stage's training step; takes the arguments of fit",
 }
+
+SEVERAL = {"report": {"evaluation": "Folders made by 'cxr evaluate', one or more."}}
+"""Options that take several values: jsonargparse reads a list from a signature as one value."""
 
 
 def main(args: list[str] | None = None) -> None:
@@ -50,13 +55,27 @@ def run(args: list[str]) -> None:
 
         CxrCLI.benchmark(args[1:])
     elif name in COMMANDS:
-        from jsonargparse import auto_cli
-
-        command = getattr(importlib.import_module(f"cxr_lightning.commands.{name}"), name)
-        auto_cli(command, as_positional=False, args=args[1:], prog=f"cxr {name}")
+        run_function(name, args[1:])
     else:
         known = ", ".join([*COMMANDS, *STAGE_COMMANDS])
         raise UserError(f"{name!r} is not a command of cxr; use one of {known}.")
+
+
+def run_function(name: str, args: list[str]) -> None:
+    """Runs the function of that name with its arguments as options; its docstring is the help."""
+    from jsonargparse import ActionConfigFile, ArgumentParser
+
+    command = getattr(importlib.import_module(f"cxr_lightning.commands.{name}"), name)
+    summary = inspect.cleandoc(command.__doc__).split("\n\nArgs:")[0]
+    parser = ArgumentParser(prog=f"cxr {name}", description=summary)
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with the options.")
+    several = SEVERAL.get(name, {})
+    for option, text in several.items():
+        parser.add_argument(f"--{option}", nargs="+", type=Path, required=True, help=text)
+    parser.add_function_arguments(command, as_positional=False, skip=set(several))
+    values = parser.instantiate(parser.parse_args(args)).as_dict()
+    values.pop("config")
+    command(**values)
 
 
 def usage() -> str:

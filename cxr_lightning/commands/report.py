@@ -71,14 +71,14 @@ class Evaluation:
         return None
 
 
-def report(evaluation: list[Path], out: Path) -> None:
+def report(evaluation: Path | list[Path], out: Path) -> None:
     """Writes one or several evaluations as one HTML file, and as Markdown next to it.
 
     The HTML file holds its images and styles, needs no network and prints well. Several
     evaluations stand side by side, named by their folders.
 
     Args:
-        evaluation: Folders made by 'cxr evaluate'.
+        evaluation: Folder made by 'cxr evaluate', or several: --evaluation+=A --evaluation+=B.
         out: The HTML file; the Markdown file has the same name with the suffix .md.
 
     Raises:
@@ -86,10 +86,11 @@ def report(evaluation: list[Path], out: Path) -> None:
     """
     if out.suffix != ".html" or out.is_dir():
         raise UserError(f"out: {out} is no name of an HTML file; give one such as report.html.")
-    if not evaluation:
+    folders = evaluation if isinstance(evaluation, list) else [evaluation]
+    if not folders:
         raise UserError("evaluation: none given; name one or more folders made by 'cxr evaluate'.")
-    names = distinct_names(evaluation)
-    read = [_read(folder, name) for folder, name in zip(evaluation, names, strict=True)]
+    names = distinct_names(folders)
+    read = [_read(folder, name) for folder, name in zip(folders, names, strict=True)]
     view = build_view(read)
     pages = {suffix: _render(name, view, out) for suffix, name in TEMPLATES.items()}
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -248,24 +249,27 @@ def _cautions(evaluations: list[Evaluation]) -> list[str]:
             for reason in filter(None, reasons):  # nrrs repeats those of rrs
                 places = found.setdefault(reason, {}).setdefault(e.name, [])
                 places.append(f"{label(r['condition'])} {r['metric'].upper()}")
-    texts = []
-    for reason, places in found.items():
-        if len(evaluations) == 1:
-            place = ", ".join(*places.values())
-        else:
-            place = ", ".join(f"{name} ({', '.join(where)})" for name, where in places.items())
-        texts.append(f"{reason[:1].upper()}{reason[1:]} [{place}].")
-    for e in evaluations:
-        if failures := e.metrics["synthetic"].get("failures"):
-            texts.append(
-                f"Images of {e.name} that could not be read, not counted: {len(failures)}."
-            )
+    texts = [
+        f"{reason[:1].upper()}{reason[1:]} [{_places(where, len(evaluations) > 1)}]."
+        for reason, where in found.items()
+    ]
+    texts += [
+        f"Images of {e.name} that could not be read, not counted: {len(failures)}."
+        for e in evaluations
+        if (failures := e.metrics["synthetic"].get("failures"))
+    ]
     for title, path in (("real data", ("real", "sha256")), ("extractors", ("extractor", "sha256"))):
         if len({_look_up(e.metrics, path) for e in evaluations}) > 1:
             texts.append(
                 f"The evaluations use different {title}: their numbers must not be compared."
             )
     return texts
+
+
+def _places(where: dict[str, list[str]], several: bool) -> str:
+    if several:
+        return ", ".join(f"{name} ({', '.join(places)})" for name, places in where.items())
+    return ", ".join(place for places in where.values() for place in places)
 
 
 def _look_up(content: dict[str, Any], path: Iterable[str]) -> str:

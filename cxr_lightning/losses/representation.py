@@ -1,6 +1,6 @@
 """The representation loss of stage 4: L = L_diffusion + lambda L_representation."""
 
-from typing import Protocol
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -9,15 +9,12 @@ from torch import Tensor
 from cxr_lightning.diffusion.schedule import snr
 
 
-class Embeds(Protocol):
-    """A frozen encoder: model-range images to unit embeddings."""
-
-    def __call__(self, image: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b d"]:
-        """Unit embeddings, fp32."""
+Embed = Callable[[Float[Tensor, "b 1 h w"]], Float[Tensor, "b d"]]
+"""A frozen encoder: model-range images to unit embeddings, fp32."""
 
 
 def representation_loss(
-    encoder: Embeds,
+    encoder: Embed,
     x0: Float[Tensor, "b 1 h w"],
     x0_estimate: Float[Tensor, "b 1 h w"],
     a_t: Float[Tensor, " b"],

@@ -54,7 +54,6 @@ class Stage(LightningModule, ABC):
         self.optimizer = optimizer
         self.warmup_steps = warmup_steps
         self.decay = decay
-        self.updated_step = 0
 
     @property
     @abstractmethod
@@ -93,19 +92,6 @@ class Stage(LightningModule, ABC):
         world = self.trainer.world_size if self._trainer is not None else 1
         rank = self.global_rank if self._trainer is not None else 0
         return sample(world * count)[rank * count : (rank + 1) * count]
-
-    def after_optimizer_step(self, update: Callable[[], None]) -> None:
-        """Calls `update` once an optimizer step, from `on_train_batch_end`.
-
-        Micro-steps of gradient accumulation leave `global_step` as it is and are passed over.
-        """
-        if self.global_step > self.updated_step:
-            update()
-            self.updated_step = self.global_step
-
-    def on_train_start(self) -> None:
-        """Knows the step that a resumed run starts from."""
-        self.updated_step = self.global_step
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """The validation step on the test split; logged as `test`."""

@@ -1,7 +1,7 @@
 """Stage 2: the DDPM refines the VAE's reconstruction (DiffuseVAE)."""
 
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 from jaxtyping import Float, UInt8
 from lightning.pytorch.cli import OptimizerCallable
@@ -122,9 +122,10 @@ class DDPM(Stage):
         self.log_scalars("train", {"loss": loss}, count)
         return loss
 
-    def on_train_batch_end(self, outputs: object, batch: Batch, batch_idx: int) -> None:
-        """Updates the moving average after each optimizer step."""
-        self.after_optimizer_step(lambda: self.networks.update_average(self.global_step))
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Steps the optimizer, then the moving average; not called while accumulating."""
+        super().optimizer_step(*args, **kwargs)
+        self.networks.update_average(self.global_step)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """The same loss with averaged weights, full conditions and fixed noise."""

@@ -1,7 +1,7 @@
 """Stage 4: the denoiser is fine-tuned with the representation loss through the frozen encoder."""
 
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 from jaxtyping import Float, UInt8
 from lightning.pytorch.cli import OptimizerCallable
@@ -111,9 +111,10 @@ class Finetune(Stage):
         self.log_scalars("train", scalars, len(batch.image))
         return loss
 
-    def on_train_batch_end(self, outputs: object, batch: Batch, batch_idx: int) -> None:
-        """Updates the moving average after each optimizer step."""
-        self.after_optimizer_step(lambda: self.networks.update_average(self.global_step))
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Steps the optimizer, then the moving average; not called while accumulating."""
+        super().optimizer_step(*args, **kwargs)
+        self.networks.update_average(self.global_step)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Both losses with averaged weights, full conditions and fixed noise."""

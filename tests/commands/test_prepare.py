@@ -12,6 +12,7 @@ from cxr_lightning.data.prepared import open_prepared, partial_folder, read_fail
 from cxr_lightning.data.sources.base import COLUMNS
 from cxr_lightning.data.sources.chexpert import ChexpertSource
 from cxr_lightning.errors import UserError
+from cxr_lightning.files import sha256_file
 
 PATIENTS = 30
 
@@ -42,8 +43,8 @@ def image_file(root, number, view="view1_frontal"):
     return root / f"train/patient{number:05d}/study1/{view}.png"
 
 
-def read_all(folder):
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
+def hashes(folder):
+    return {file.name: sha256_file(file) for file in folder.iterdir()}
 
 
 def test_chexpert(root, tmp_path, capsys):
@@ -79,7 +80,7 @@ def test_any_number_of_workers_gives_the_same_files(root, tmp_path, monkeypatch)
     image_file(root, 7).write_bytes(b"")
     for workers in (1, 2):
         prepare("chexpert", root, tmp_path / str(workers), size=16, workers=workers)
-    assert read_all(tmp_path / "1") == read_all(tmp_path / "2")
+    assert hashes(tmp_path / "1") == hashes(tmp_path / "2")
 
 
 def break_images(root):
@@ -159,7 +160,7 @@ def test_an_interrupted_command_goes_on(root, tmp_path, monkeypatch):
     assert len(seen) == PATIENTS - 8  # two chunks of 4 were done
     assert not partial_folder(out).exists()
     prepare("chexpert", root, tmp_path / "whole", size=16, workers=1)
-    assert read_all(out) == read_all(tmp_path / "whole")
+    assert hashes(out) == hashes(tmp_path / "whole")
 
 
 def test_strict_sees_failures_from_before_an_interruption(root, tmp_path, monkeypatch):
@@ -176,15 +177,15 @@ def test_strict_sees_failures_from_before_an_interruption(root, tmp_path, monkey
 def test_complete_already(root, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     prepare("chexpert", root, out, size=16, workers=1)
-    before = read_all(out)
+    before = hashes(out)
     monkeypatch.setattr(module, "_read", None)
     prepare("chexpert", root, out, size=16, workers=2)
     assert "complete already: 30 images" in capsys.readouterr().out
-    assert read_all(out) == before
+    assert hashes(out) == before
     for change in ({"size": 32}, {"views": "all"}, {"aspect": "crop"}, {"valid_fraction": 0.9}):
         with pytest.raises(UserError, match=r"out: .* holds something else already"):
             prepare("chexpert", root, out, **{"size": 16, "workers": 1, **change})
-    assert read_all(out) == before
+    assert hashes(out) == before
 
 
 def test_out_is_in_use(root, tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cxr_lightning.cli import main
 from cxr_lightning.commands.report import distinct_names, label, number, report
 from cxr_lightning.errors import UserError
 
@@ -254,6 +255,15 @@ def test_wrong_arguments(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"out: .* is no name of an HTML file"):
             report([folder], out)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["evaluation", "folder.html"]
+
+
+def test_command_line_takes_one_or_several(tmp_path: Path) -> None:
+    folders = [_write(tmp_path / name) for name in ("one", "two")]
+    main(["report", "--evaluation", str(folders[0]), "--out", str(tmp_path / "1.html")])
+    several = [f"--evaluation+={folder}" for folder in folders]
+    main(["report", *several, "--out", str(tmp_path / "2.html")])
+    assert "Condition Original Generated" in _Page((tmp_path / "1.html").read_text()).text
+    assert "Condition Original one two" in _Page((tmp_path / "2.html").read_text()).text
 
 
 def test_names_tell_folders_apart() -> None:

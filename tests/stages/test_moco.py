@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning import Callback, LightningDataModule, Trainer
+from lightning import Callback, Trainer
 from torch.utils.data import DataLoader
 
 from cxr_lightning.data.augment import PRESETS, Augmentation
+from cxr_lightning.data.datamodule import CheXpertDataModule
+from cxr_lightning.data.transforms import to_image
 from cxr_lightning.errors import UserError
 from cxr_lightning.networks.encoder import Encoder
 from cxr_lightning.stages.moco import Clustering, MoCo
@@ -34,19 +36,19 @@ def radiographs(count: int, seed: int) -> Batch:
     value[:, 0], value[:, 5] = 1.0 - abnormal, abnormal.float()
     known = torch.zeros(count, 17, dtype=torch.bool)
     known[:, [0, 5]] = True
-    return Batch(image.clamp(-1, 1), Condition(value, known), torch.arange(count))
+    return Batch(to_image(image), Condition(value, known), torch.arange(count))
 
 
-class TinyData(LightningDataModule):
+class TinyData(CheXpertDataModule):
     """32 training and 12 validation images in batches of 8."""
 
-    batch_size = BATCH
-
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(Path(), batch_size=BATCH, image_size=SIZE)
+
+    def setup(self, stage: str | None = None) -> None:
         self.rows = {"train": np.arange(TRAIN), "valid": np.arange(VALID)}
 
-    def _loader(self, count: int, seed: int) -> DataLoader[Any]:
+    def _batches(self, count: int, seed: int) -> DataLoader[Any]:
         whole = radiographs(count, seed)
         starts = range(0, count, BATCH)
         parts = [slice(start, start + BATCH) for start in starts]
@@ -60,10 +62,10 @@ class TinyData(LightningDataModule):
         return DataLoader(batches, batch_size=None)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return self._loader(TRAIN, seed=0)
+        return self._batches(TRAIN, seed=0)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return self._loader(VALID, seed=1)
+        return self._batches(VALID, seed=1)
 
 
 def stage(**changes: Any) -> MoCo:

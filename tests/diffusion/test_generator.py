@@ -1,0 +1,242 @@
+"""The generator: which image depends on what, and every combination runs."""
+
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from cxr_lightning.data.transforms import to_image
+from cxr_lightning.diffusion.generator import Generator, predict_epsilon
+from cxr_lightning.diffusion.prior import LatentPrior
+from cxr_lightning.diffusion.process import (
+    ddim_step,
+    epsilon_from_velocity,
+    epsilon_from_x0,
+    x0_from_epsilon,
+)
+from cxr_lightning.diffusion.random import ImageNoise
+from cxr_lightning.diffusion.samplers import kept_times
+from cxr_lightning.diffusion.schedule import alpha_bar
+from cxr_lightning.errors import UserError
+from cxr_lightning.networks.autoencoder import sample_latent
+from cxr_lightning.types import FIELDS, Condition
+
+LATENT = 6
+
+
+@pytest.fixture(scope="module")
+def build(make_autoencoder, make_denoiser):
+    """Makes random generators of 32 px; `form="none"` is the VAE alone."""
+
+    def make(**changes) -> Generator:
+        form = changes.get("form", "form1")
+        if form == "uncond":
+            return Generator(make_denoiser(**changes)).eval()
+        prior = LatentPrior(latent_dim=LATENT)
+        prior.fit(torch.randn(30, LATENT, generator=torch.Generator().manual_seed(0)), asked(30))
+        denoiser = None if form == "none" else make_denoiser(**changes)
+        return Generator(denoiser, make_autoencoder(), prior).eval()
+
+    return make
+
+
+def asked(count: int) -> Condition:
+    generator = torch.Generator().manual_seed(4)
+    known = torch.rand(count, len(FIELDS), generator=generator) < 0.5
+    return Condition(torch.rand(count, len(FIELDS), generator=generator) * known, known)
+
+
+def original(count: int) -> Tensor:
+    return torch.rand(count, 1, 32, 32, generator=torch.Generator().manual_seed(5)) * 2 - 1
+
+
+COMBINATIONS = list(
+    product(["form1", "form2", "uncond"], ["epsilon", "v"], ["ddpm", "ddim"], [1.0, 0.0, 2.5])
+)
+
+
+@pytest.mark.parametrize(("form", "prediction", "sampler", "guidance"), COMBINATIONS)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_every_combination_makes_images(build, form, prediction, sampler, guidance, batch):
+    generator = build(form=form, prediction=prediction)
+    settings = {"sampler": sampler, "steps": 3, "guidance": guidance}
+    made = generator.generate(asked(batch), torch.arange(batch), **settings)
+    assert made.shape == (batch, 1, 32, 32)
+    assert made.abs().max() <= 1.0
+    assert made.std() > 0
+    if form != "uncond":
+        again = generator.reconstruct(
+            original(batch), asked(batch), torch.arange(batch), **settings
+        )
+        assert again.shape == (batch, 1, 32, 32)
+        assert again.abs().max() <= 1.0
+
+
+@pytest.mark.parametrize("form", ["form1", "form2", "uncond", "none"])
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+def test_an_image_is_the_same_alone_and_in_any_batch(build, form, sampler):
+    generator = build(form=form)
+    index, condition = torch.tensor([9, 4, 7]), asked(3)
+    settings = {"sampler": sampler, "steps": 5}
+    together = generator.generate(condition, index, **settings)
+    for i in range(3):
+        row = slice(i, i + 1)
+        alone = generator.generate(condition.rows(row), index[row], **settings)
+        # the same float32 sums, which kernels may order by batch size: at most a rounding of the
+        # grey value
+        torch.testing.assert_close(together[row], alone, rtol=0, atol=1e-3)
+        assert (to_image(together[row]).int() - to_image(alone).int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("form", ["form1", "uncond"])
+def test_seed_index_and_condition_decide_about_an_image(build, form):
+    generator = build(form=form)
+    made = generator.generate(asked(1), torch.tensor([3]), seed=1, steps=4)
+    assert torch.equal(generator.generate(asked(1), torch.tensor([3]), seed=1, steps=4), made)
+    other_seed = generator.generate(asked(1), torch.tensor([3]), seed=2, steps=4)
+    other_index = generator.generate(asked(1), torch.tensor([4]), seed=1, steps=4)
+    other_condition = generator.generate(
+        Condition.unknown(1), torch.tensor([3]), seed=1, steps=4
+    )
+    for other in (other_seed, other_index, other_condition):
+        assert not torch.allclose(other, made, atol=1e-3)
+
+
+def test_images_do_not_depend_on_the_global_random_state(build):
+    generator = build()
+    torch.manual_seed(1)
+    first = generator.generate(asked(1), torch.arange(1), sampler="ddpm", steps=4)
+    torch.manual_seed(2)
+    assert torch.equal(
+        generator.generate(asked(1), torch.arange(1), sampler="ddpm", steps=4), first
+    )
+
+
+class Counter:
+    """Counts network evaluations."""
+
+    def __init__(self, generator: Generator) -> None:
+        self.calls = 0
+        generator.denoiser.register_forward_hook(self._count)
+
+    def _count(self, *_) -> None:
+        self.calls += 1
+
+
+def test_guidance_one_is_plain_sampling_at_half_the_cost(build):
+    generator = build()
+    counter = Counter(generator)
+    plain = generator.generate(asked(2), torch.arange(2), steps=4)
+    assert counter.calls == 4
+    guided = generator.generate(asked(2), torch.arange(2), steps=4, guidance=1.0)
+    assert counter.calls == 8
+    assert torch.equal(guided, plain)
+    # eps_null + g (eps - eps_null) for g just above 1, a float32 away
+    near = generator.generate(asked(2), torch.arange(2), steps=4, guidance=1.0 + 1e-6)
+    assert counter.calls == 16
+    torch.testing.assert_close(near, plain, rtol=0, atol=1e-3)
+
+
+def test_guidance_zero_is_the_null_condition_with_the_same_x_hat(build):
+    generator = build()
+    generator.prior = LatentPrior(latent_dim=LATENT)  # x_hat does not depend on the condition
+    zero = generator.generate(asked(2), torch.arange(2), steps=4, guidance=0.0)
+    null = generator.generate(Condition.unknown(2), torch.arange(2), steps=4)
+    assert torch.equal(zero, null)
+
+
+@pytest.mark.parametrize(("form", "prediction"), [("form1", "epsilon"), ("form2", "v")])
+def test_generation_is_the_formulas_written_out(build, form, prediction):
+    """Prior, decoder, guided DDIM with clamp, step by step."""
+    generator = build(form=form, prediction=prediction)
+    index, condition, g = torch.tensor([2, 5]), asked(2), 2.0
+    made = generator.generate(condition, index, seed=3, steps=4, guidance=g)
+    noise = ImageNoise(3, index)
+    with torch.no_grad():
+        x_hat = generator.autoencoder.decode(generator.prior(noise.normal(LATENT), condition))
+        y = noise.normal(1, 32, 32)
+        a = alpha_bar("linear", 50)
+        times = kept_times(50, 4)
+        for t, s in zip(times, [*times[1:], 0], strict=True):
+            a_t = a[t].float().expand(2)
+            epsilons = []
+            for c in (condition, Condition.unknown(2)):
+                out = generator.denoiser(y, torch.full((2,), t), c, x_hat)
+                epsilons.append(epsilon_from_velocity(y, out, a_t) if prediction == "v" else out)
+            epsilon = (1 - g) * epsilons[1] + g * epsilons[0]
+            x0 = x0_from_epsilon(y, epsilon, a_t).clamp(-1, 1)
+            zero = torch.zeros_like(y)
+            y = ddim_step(x0, epsilon_from_x0(y, x0, a_t), zero, float(a[t]), float(a[s]))
+    # float32, with 1 / sqrt(A_T) = 150 before the clamp
+    torch.testing.assert_close(made, y, rtol=0, atol=1e-3)
+
+
+def test_reconstruction_samples_the_posterior_and_refines(build):
+    generator = build()
+    image, index = original(2), torch.arange(2)
+    seen: list[Tensor] = []
+    generator.denoiser.register_forward_pre_hook(lambda _, args: seen.append(args[3]))
+    generator.reconstruct(image, asked(2), index, seed=2, steps=1)
+    encoded = generator.autoencoder.encode(image)
+    z = sample_latent(*encoded, ImageNoise(2, index).normal(LATENT))
+    assert torch.equal(seen[0], generator.autoencoder.decode(z))
+
+
+def test_autoencode_is_the_decoding_of_the_posterior_mean(build):
+    generator = build()
+    network = generator.autoencoder
+    expected = network.decode(network.encode(original(2))[0])
+    assert torch.equal(generator.autoencode(original(2)), expected)
+
+
+def test_the_vae_alone_gives_x_hat(build):
+    generator = build(form="none")
+    made = generator.generate(asked(2), torch.arange(2))
+    z = generator.prior(ImageNoise(0, torch.arange(2)).normal(LATENT), asked(2))
+    assert torch.equal(made, generator.autoencoder.decode(z))
+    assert generator.image_size == 32
+
+
+def test_an_unconditional_generator_reconstructs_nothing(build):
+    generator = build(form="uncond")
+    with pytest.raises(UserError, match="no autoencoder"):
+        generator.reconstruct(original(1), asked(1), torch.arange(1))
+    with pytest.raises(UserError, match="no autoencoder"):
+        generator.autoencode(original(1))
+
+
+def test_too_many_steps_are_refused(build):
+    with pytest.raises(UserError, match=r"^steps: 51 "):
+        build().generate(asked(1), torch.arange(1), steps=51)
+
+
+def test_parts_that_make_no_generator_are_refused(make_autoencoder, make_denoiser):
+    prior = LatentPrior(latent_dim=LATENT)
+    for parts in ((None,), (make_denoiser(), make_autoencoder()), (make_denoiser(), None, prior)):
+        with pytest.raises(ValueError, match="a generator is"):
+            Generator(*parts)
+
+
+@pytest.mark.parametrize("form", ["form1", "form2", "uncond"])
+def test_forward_epsilon_of_both_predictions_agrees(make_denoiser, form):
+    """A network that outputs v, and one that outputs the noise of the same v."""
+    network = make_denoiser(form=form, prediction="v")
+    y, x_hat, t = original(2), original(2).flip(0), 20
+    a_t = float(alpha_bar("linear", 50)[t])
+    out = network(y, torch.full((2,), t), asked(2), x_hat)
+    expected = a_t**0.5 * out + (1 - a_t) ** 0.5 * y
+    ours = predict_epsilon(network, y, t, asked(2), x_hat, a_t)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)  # float32
+
+
+@pytest.mark.parametrize("name", ["generator", "uncond"])
+def test_loaded_product_is_frozen_and_makes_the_same_images(products: Path, name):
+    generator = Generator.from_pretrained(products / name)
+    assert (generator.autoencoder is None) == (name == "uncond")
+    assert not generator.training
+    assert not any(p.requires_grad for p in generator.parameters())
+    made = generator.generate(asked(1), torch.arange(1), steps=3)
+    again = Generator.from_pretrained(products / name)
+    assert torch.equal(again.generate(asked(1), torch.arange(1), steps=3), made)

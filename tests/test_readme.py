@@ -1,0 +1,61 @@
+"""What the README says can be typed."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from cxr_lightning.cli import COMMANDS, STAGE_COMMANDS, main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+LINES = [
+    line.split("#")[0].strip()
+    for block in re.findall(r"```(?:bash|sh)?\n(.*?)```", README, re.DOTALL)
+    for line in block.replace("\\\n", " ").splitlines()
+]
+CXR = [line for line in LINES if line.startswith("cxr ")]
+MAKE = [line for line in LINES if line.startswith("make ")]
+
+
+def test_readme_has_commands() -> None:
+    assert len(CXR) > 5
+    assert len(MAKE) > 2
+
+
+@pytest.mark.parametrize("line", [line for line in CXR if line.split()[1] in STAGE_COMMANDS])
+def test_stage_commands_parse(
+    line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as stop:
+        main([*shlex.split(line)[1:], "--print_config"])
+    assert stop.value.code == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", [line for line in CXR if line.split()[1] in COMMANDS])
+def test_own_commands_parse(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([*shlex.split(line)[1:], "--print_config"])
+    assert stop.value.code == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", MAKE)
+def test_make_targets_exist(line: str) -> None:
+    run = subprocess.run(["make", "-n", *shlex.split(line)[1:]], cwd=ROOT, capture_output=True)
+    assert run.returncode == 0, run.stderr
+
+
+def test_pictures_exist() -> None:
+    for path in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README):
+        assert (ROOT / path).is_file(), path
+
+
+def test_make_help_lists_every_target() -> None:
+    listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True).stdout
+    targets = re.search(r"\.PHONY: (.*)", (ROOT / "Makefile").read_text())
+    assert targets is not None
+    for target in targets.group(1).split():
+        assert re.search(rf"^{target} ", listed, re.MULTILINE), target
