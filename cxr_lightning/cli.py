@@ -38,9 +38,19 @@ def main(args: list[str] | None = None) -> None:
         return
     try:
         run(args)
-    except UserError as error:
-        print(f"cxr {args[0]}: error: {error}", file=sys.stderr)
+    except Exception as error:
+        mistake = find_mistake(error)
+        if mistake is None:
+            raise
+        print(f"cxr {args[0]}: error: {mistake}", file=sys.stderr)
         sys.exit(2)
+
+
+def find_mistake(error: BaseException | None) -> UserError | None:
+    """The user's mistake behind an error: jsonargparse wraps what a class raises when built."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__
+    return error
 
 
 def run(args: list[str]) -> None:
@@ -67,7 +77,7 @@ def run_function(name: str, args: list[str]) -> None:
 
     command = getattr(importlib.import_module(f"cxr_lightning.commands.{name}"), name)
     summary = inspect.cleandoc(command.__doc__).split("\n\nArgs:")[0]
-    parser = ArgumentParser(prog=f"cxr {name}", description=summary)
+    parser = ArgumentParser(prog=f"cxr {name}", description=summary, allow_abbrev=False)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with the options.")
     several = SEVERAL.get(name, {})
     for option, text in several.items():

@@ -33,6 +33,7 @@ class CxrCLI(LightningCLI):
     @classmethod
     def run(cls, args: list[str] | None, callbacks: Sequence[Callback] = ()) -> None:
         """Parses and runs `args`, beginning with the subcommand; those of the process if None."""
+        exact = {"allow_abbrev": False}  # else a mistyped --trainer.max_step counts as max_steps
         cls(
             Stage,
             CheXpertDataModule,
@@ -43,7 +44,7 @@ class CxrCLI(LightningCLI):
             save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
             load_from_checkpoint_support=False,  # else a checkpoint's values override the user's
             trainer_defaults={"callbacks": [WritePredictions(), *callbacks]},
-            parser_kwargs={"prog": "cxr"},
+            parser_kwargs={"prog": "cxr", **exact, **dict.fromkeys(cls.subcommands(), exact)},
             args=args,
         )
 

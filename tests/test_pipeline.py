@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ from PIL import Image
 
 from cxr_lightning.artifacts import check_product
 from cxr_lightning.cli import main
+
+pytestmark = pytest.mark.filterwarnings("ignore:At step .* the encoder is collapsed")  # 4 steps
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 TINY_UNET = [
@@ -30,7 +33,13 @@ def fit_args(stage: str, prepared: Path, runs: Path) -> list[str]:
     flags = {
         "vae": ["--model.init_args.width=4", "--model.init_args.latent_dim=8"],
         "ddpm": [f"--model.init_args.autoencoder={runs}/vae/product", *TINY_UNET],
-        "moco": ["--model.init_args.backbone=small", "--model.init_args.width=4"],
+        "moco": [
+            "--model.init_args.backbone=small",
+            "--model.init_args.width=4",
+            "--model.init_args.bn=eval",  # grouped wants larger batches and warns
+            "--model.init_args.clustering.warmup_steps=1",
+            "--model.init_args.clustering.ramp_steps=1",
+        ],
         "finetune": [
             f"--model.init_args.generator={runs}/ddpm/product",
             f"--model.init_args.encoder={runs}/moco/product",
@@ -113,7 +122,7 @@ def test_metrics_are_logged(runs: Path) -> None:
         ],
     }
     for stage, keys in expected.items():
-        with (runs / stage / "csv" / "metrics.csv").open() as file:
+        with (runs / stage / "csv/version_0/metrics.csv").open() as file:
             rows = list(csv.DictReader(file))
         for key in keys:
             values = [float(row[key]) for row in rows if row.get(key)]
@@ -125,7 +134,8 @@ def test_sample_grids_are_written(runs: Path) -> None:
     for stage in ("vae", "ddpm", "finetune"):
         grids = list((runs / stage / "samples").glob("*-generated-*.png"))
         assert len(grids) == 2
-        assert np.asarray(Image.open(grids[0])).std() > 0
+        with Image.open(grids[0]) as picture:
+            assert np.asarray(picture).std() > 0
 
 
 def test_synthetic_data_set_is_complete(runs: Path) -> None:
@@ -134,14 +144,17 @@ def test_synthetic_data_set_is_complete(runs: Path) -> None:
         "pneumonia"
     ] * 4
     for image in manifest["images"]:
-        assert Image.open(runs / "synthetic" / image["path"]).size == (32, 32)
+        with Image.open(runs / "synthetic" / image["path"]) as picture:
+            assert picture.size == (32, 32)
+            assert picture.info["Synthetic"] == "yes"
 
 
 def test_report_shows_the_whitepapers_table(runs: Path) -> None:
     markdown = (runs / "report.md").read_text()
-    assert "| condition | original | generated | FID | RRS |" in markdown.lower().replace(
-        "fid", "FID"
-    ).replace("rrs", "RRS")
+    assert re.search(r"^\| Condition \| Original \| Generated \| FID.* \| RRS.* \|$", markdown, re.M)
+    for condition in ("Healthy", "Pneumonia"):
+        row = re.search(rf"^\| {condition} \| !\[.*\| [0-9.e-]+ .*\|$", markdown, re.MULTILINE)
+        assert row, markdown
     assert "<html" in (runs / "report.html").read_text()
 
 
@@ -207,9 +220,14 @@ def test_two_processes_train_the_same_weights_as_one(
 ) -> None:
     from safetensors.numpy import load_file
 
-    single = [*fit_args(stage, prepared, runs), f"--trainer.default_root_dir={tmp_path}/one"]
-    double = [
+    common = [
         *fit_args(stage, prepared, runs),
+        # SGD: AdamW makes whole steps of the rounding noise in gradients that should be zero
+        '--model.init_args.optimizer={"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}',
+    ]
+    single = [*common, f"--trainer.default_root_dir={tmp_path}/one"]
+    double = [
+        *common,
         f"--trainer.default_root_dir={tmp_path}/two",
         "--trainer.devices=2",
         "--trainer.strategy=ddp",
@@ -222,5 +240,5 @@ def test_two_processes_train_the_same_weights_as_one(
     one = load_file(tmp_path / "one/product" / part / "model.safetensors")
     two = load_file(tmp_path / "two/product" / part / "model.safetensors")
     for name, weights in one.items():
-        # the same sums in another order; AdamW turns rounding of tiny gradients into part of a step
-        np.testing.assert_allclose(two[name], weights, atol=2e-5, err_msg=name)
+        # the same sums in another order: float32 rounding over 4 clipped steps of 0.1
+        np.testing.assert_allclose(two[name], weights, atol=1e-5, err_msg=name)

@@ -1,5 +1,6 @@
 """Export: writes the stage's product."""
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,8 +64,9 @@ class Export(Callback):
                 f"{', '.join(sorted(trainer.callback_metrics))}."
             )
         value = float(trainer.callback_metrics[self.monitor])
-        better = self.best is None or (value < self.best) == (self.mode == "min")
-        if better and value != self.best:
+        best = self.best
+        better = best is None or (value < best if self.mode == "min" else value > best)
+        if better and not math.isnan(value):  # a NaN as the best would never be beaten
             self.best = value
             return True
         return False

@@ -17,11 +17,12 @@ def run_logger(save_dir: Path = Path("runs"), project: str = "cxr_lightning") ->
         project: Name of the project in Weights & Biases.
 
     Returns:
-        W&B's logger, or a CSV logger writing `save_dir/csv/metrics.csv` if W&B is disabled.
+        W&B's logger, or a CSV logger writing `save_dir/csv/version_<n>/metrics.csv` if W&B is
+        disabled; a continued run gets the next n, so that nothing is overwritten.
     """
     save_dir = Path(save_dir)
     if os.environ.setdefault("WANDB_MODE", "offline") in ("disabled", "dryrun"):
-        return CSVLogger(save_dir, name="", version="csv")
+        return CSVLogger(save_dir, name="csv")
     save_dir.mkdir(parents=True, exist_ok=True)  # W&B falls back to a temporary folder otherwise
     return WandbLogger(project=project, name=save_dir.name, save_dir=save_dir)
 

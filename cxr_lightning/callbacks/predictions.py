@@ -1,35 +1,30 @@
 """WritePredictions: what `cxr predict` leaves behind."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning import Callback, LightningModule, Trainer
 
 from cxr_lightning.types import Batch
 
 
-class WritePredictions(BasePredictionWriter):
+class WritePredictions(Callback):
     """Writes `predictions/rank<r>-batch<n>.npz` into the run folder, one file a batch.
 
     Each holds `index`, the rows of the prepared table, and `prediction`: reconstructions of stages
-    1, 2 and 4 (uint8), embeddings of stage 3 (float).
+    1, 2 and 4 (uint8), embeddings of stage 3 (float). (Lightning's own prediction writer looks for
+    row numbers in the loader's sampler; here the batch carries them.)
     """
 
-    def __init__(self) -> None:
-        super().__init__(write_interval="batch")
-
-    def write_on_batch_end(
+    def on_predict_batch_end(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        prediction: Any,
-        batch_indices: Sequence[int] | None,
+        outputs: Any,
         batch: Batch,
         batch_idx: int,
-        dataloader_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Writes one batch."""
         folder = Path(trainer.default_root_dir) / "predictions"
@@ -37,5 +32,5 @@ class WritePredictions(BasePredictionWriter):
         np.savez(
             folder / f"rank{trainer.global_rank}-batch{batch_idx:05d}.npz",
             index=batch.index.cpu().numpy(),
-            prediction=prediction.cpu().numpy(),
+            prediction=outputs.cpu().numpy(),
         )

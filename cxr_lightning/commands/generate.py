@@ -78,6 +78,8 @@ def generate(
     for argument, value in (("count", count), ("batch_size", batch_size)):
         if value < 1:
             raise UserError(f"{argument}: {value} is not possible; use 1 or more.")
+    if seed < 0:
+        raise UserError(f"seed: {seed} is negative; give 0 or more.")
     if out.exists():
         raise UserError(f"out: {out} exists already; give another folder or remove it.")
     generator = Generator.from_pretrained(model, "model")
@@ -108,8 +110,10 @@ def generate(
 def _device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"device: {name!r} is not there; use cpu or auto.")
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device: {name!r} is not there; use cpu or auto.") from error
     return name
 
 

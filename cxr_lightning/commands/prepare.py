@@ -80,39 +80,39 @@ def prepare(
     _check_numbers(size, workers, valid_fraction, seed)
     _check_out(out, root)
     cores = workers or os.cpu_count() or 1
-    reader: Source
+    data_set: Source
     if source == "chexpert":
-        reader = ChexpertSource(root)
+        data_set = ChexpertSource(root)
     elif source == "folder":
-        reader = FolderSource(root, csv)
+        data_set = FolderSource(root, csv)
     elif source == "medmnist":
-        reader = MedmnistSource(root, flag, size, download_size)
+        data_set = MedmnistSource(root, flag, size, download_size)
     else:
-        reader = PhantomSource(root, patients=patients, size=size, seed=seed, workers=cores)
-    table = reader.table()
+        data_set = PhantomSource(root, patients=patients, size=size, seed=seed, workers=cores)
+    table = data_set.table()
     table["split"] = assign_splits(table, valid_fraction, seed)
     if views == "frontal":
         table = _leave_out_laterals(table, root)
     resize = Resize(size, aspect)
-    request = _request(reader, root, resize, table)
+    request = _request(data_set, root, resize, table)
     if _is_complete(out, request):
         if strict:
             _refuse_failures(read_failures(out))
         print(f"{out} is complete already: {_summary(open_prepared(out).table)}.")
         return
     with open_writer(out, table, size, request) as writer:
-        _write(reader, resize, writer, cores, strict)
+        _write(data_set, resize, writer, cores, strict)
         writer.finish(source, resize, {"request": request})
     _report(out, writer)
 
 
 def _write(
-    reader: Source, resize: Resize, writer: PreparedWriter, workers: int, strict: bool
+    data_set: Source, resize: Resize, writer: PreparedWriter, workers: int, strict: bool
 ) -> None:
     """Reads and writes the rows that are left."""
     if strict:
         _refuse_failures(writer.reasons())
-    for chunk in _read(reader, resize, writer, workers):
+    for chunk in _read(data_set, resize, writer, workers):
         writer.append(chunk)
         if strict:
             _refuse_failures(writer.reasons())
@@ -165,10 +165,10 @@ def _occupied(out: Path) -> UserError:
     )
 
 
-def _request(reader: Source, root: Path, resize: Resize, table: pd.DataFrame) -> str:
+def _request(data_set: Source, root: Path, resize: Resize, table: pd.DataFrame) -> str:
     """A hash of all that decides about the result."""
     rows = hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()
-    fields = [reader.name, str(root.resolve()), resize.size, resize.describe(), rows]
+    fields = [data_set.name, str(root.resolve()), resize.size, resize.describe(), rows]
     return hashlib.sha256(json.dumps(fields).encode()).hexdigest()
 
 
@@ -181,15 +181,18 @@ def _is_complete(out: Path, request: str) -> bool:
     return True
 
 
-def _read(reader: Source, resize: Resize, writer: PreparedWriter, workers: int) -> Iterator[Chunk]:
+def _read(
+    data_set: Source, resize: Resize, writer: PreparedWriter, workers: int
+) -> Iterator[Chunk]:
     """Reads the rows that are left, with a progress bar on a terminal."""
     paths = writer.table["Path"].tolist()
     chunks = split_rows(paths[writer.rows_done :], resize.size)
+    workers = workers if data_set.parallel else 1
     with (
         tqdm(
             total=len(paths), initial=writer.rows_done, desc="prepare", unit="image", disable=None
         ) as bar,
-        closing(read_chunks(reader, resize, chunks, workers)) as reading,
+        closing(read_chunks(data_set.reader, resize, chunks, workers)) as reading,
     ):
         for chunk in reading:
             yield chunk

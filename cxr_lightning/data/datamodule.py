@@ -10,7 +10,7 @@ from lightning import LightningDataModule
 from cxr_lightning.data.dataset import Radiographs, table_condition
 from cxr_lightning.data.policies import BlankPolicy, UncertainPolicy
 from cxr_lightning.data.prepared import PreparedDataset, open_prepared
-from cxr_lightning.data.sampler import BatchSampler, ResumableLoader
+from cxr_lightning.data.sampler import Batches, BatchSampler, ResumableLoader
 from cxr_lightning.data.transforms import to_model
 from cxr_lightning.errors import UserError
 from cxr_lightning.types import Batch, Condition
@@ -72,7 +72,7 @@ class CheXpertDataModule(LightningDataModule):
         table = self.prepared.table
         self.condition: Condition = table_condition(table, self.uncertain, self.blank)
         self.rows = {s: np.flatnonzero(table["split"] == s) for s in get_args(Split)}
-        for split, need in (("train", self.batch_size), ("valid", 1)):
+        for split, need in (("train", self.batch_size), ("valid", self._world_size)):
             if len(self.rows[split]) < need:
                 raise UserError(
                     f"data.root: the {split} split of {self.root} has {len(self.rows[split])} "
@@ -99,9 +99,9 @@ class CheXpertDataModule(LightningDataModule):
         """The test split in order; the validation split where the source has no test split."""
         return self._loader("test" if len(self.rows["test"]) else "valid", shuffle=False)
 
-    def predict_dataloader(self) -> ResumableLoader:
+    def predict_dataloader(self) -> Batches:
         """The validation split in order."""
-        return self.val_dataloader()
+        return Batches(self.val_dataloader())
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Raw uint8 to model range, on the device."""

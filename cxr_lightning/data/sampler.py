@@ -19,7 +19,8 @@ class BatchSampler(DistributedSampler[list[int]]):
     Args:
         rows: Number of rows.
         batch_size: Global batch size.
-        shuffle: Whether to permute; without it all rows come in order, the last batch short.
+        shuffle: Whether to permute; without it all rows come in order, the last batch shorter, or
+            longer where it would leave a process without a row.
         seed: Seed of the permutations.
         rank: This process.
         world_size: Number of processes.
@@ -27,6 +28,7 @@ class BatchSampler(DistributedSampler[list[int]]):
     Attributes:
         epoch: The epoch that is or will be iterated.
         position: Batches of that epoch that were handed out.
+        start: Where the next iteration begins: 0 except after a resume within an epoch.
     """
 
     def __init__(
@@ -44,19 +46,22 @@ class BatchSampler(DistributedSampler[list[int]]):
         self.rows = rows
         self.batch_size = batch_size
         self.position = 0
+        self.start = 0
 
     def __len__(self) -> int:
         whole, rest = divmod(self.rows, self.batch_size)
-        return whole if self.shuffle or rest == 0 else whole + 1
+        return whole if self.shuffle or (rest < self.num_replicas and whole) else whole + 1
 
     def __iter__(self) -> Iterator[list[int]]:
         order = np.arange(self.rows)
         if self.shuffle:
             np.random.default_rng((self.seed, self.epoch)).shuffle(order)
-        first = self.position if self.position < len(self) else 0
-        for number in range(first, len(self)):
+        first, self.start = self.start, 0
+        for number in range(first if first < len(self) else 0, len(self)):
             self.position = number + 1
-            batch = order[number * self.batch_size : (number + 1) * self.batch_size]
+            last = number + 1 == len(self) and not self.shuffle
+            end = self.rows if last else (number + 1) * self.batch_size
+            batch = order[number * self.batch_size : end]
             yield np.array_split(batch, self.num_replicas)[self.rank].tolist()
 
     def set_epoch(self, epoch: int) -> None:
@@ -64,6 +69,23 @@ class BatchSampler(DistributedSampler[list[int]]):
         if epoch != self.epoch:
             self.epoch = epoch
             self.position = 0
+            self.start = 0
+
+
+class Batches:
+    """A loader's batches as a plain iterable.
+
+    For predict: Lightning would build a data loader anew there, with a sampler of its own.
+    """
+
+    def __init__(self, loader: "ResumableLoader") -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.loader)
+
+    def __len__(self) -> int:
+        return len(self.loader)
 
 
 class ResumableLoader(DataLoader[Batch]):
@@ -84,4 +106,4 @@ class ResumableLoader(DataLoader[Batch]):
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Goes on behind the batches that were handed out."""
         self.batches.epoch = state["epoch"]
-        self.batches.position = state["position"]
+        self.batches.position = self.batches.start = state["position"]

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from cxr_lightning.diffusion.schedule import snr
 
-
 Embed = Callable[[Float[Tensor, "b 1 h w"]], Float[Tensor, "b d"]]
 """A frozen encoder: model-range images to unit embeddings, fp32."""
 

@@ -1,6 +1,6 @@
 """Frozen: a network that only answers."""
 
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from torch import nn
 
@@ -21,7 +21,7 @@ class Frozen(nn.Module, Generic[NetworkT]):
         super().__init__()
         self.network = network.eval().requires_grad_(False)
         self.register_state_dict_post_hook(_drop_network)
-        self.register_load_state_dict_post_hook(_not_missing)
+        self.register_load_state_dict_pre_hook(_keep_network)
 
     def train(self, mode: bool = True) -> "Frozen[NetworkT]":
         """Stays in eval mode."""
@@ -29,10 +29,15 @@ class Frozen(nn.Module, Generic[NetworkT]):
         return super().train(False)
 
 
-def _drop_network(module: nn.Module, state: dict, prefix: str, metadata: dict) -> None:  # type: ignore[type-arg]
+def _drop_network(
+    module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]
+) -> None:
     for key in [key for key in state if key.startswith(f"{prefix}network.")]:
         del state[key]
 
 
-def _not_missing(module: nn.Module, incompatible: "IncompatibleKeys") -> None:
-    incompatible.missing_keys[:] = [k for k in incompatible.missing_keys if "network." not in k]
+def _keep_network(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Loads the network's own weights back, since the state dict has none."""
+    assert isinstance(module, Frozen)
+    own = module.network.state_dict(prefix=f"{prefix}network.")
+    state.update(own)

@@ -97,6 +97,10 @@ class Stage(LightningModule, ABC):
         """The validation step on the test split; logged as `test`."""
         self.validation_step(batch, batch_idx)
 
+    def on_test_epoch_start(self) -> None:
+        """What the stage does at the start of a validation."""
+        self.on_validation_epoch_start()
+
     def on_test_epoch_end(self) -> None:
         """What the stage does at the end of a validation."""
         self.on_validation_epoch_end()

@@ -283,11 +283,16 @@ class MoCo(Stage):
             **monitors,
         }
         finite = {name: value for name, value in scalars.items() if not torch.isnan(value)}
-        self.log_scalars("valid", finite, len(first))
+        self.log_scalars(self.split, finite, len(first))
         if not self.trainer.sanity_checking and self.global_step >= self.clustering.warmup_steps:
             images, dim = first.shape
             reason = describe_collapse(monitors, images, dim, len(self.categories))
             self._warn_of_collapse(reason)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, "b d"]:
+        """Embeddings of the images as they are."""
+        embedding: Tensor = self.encoder(batch.image)
+        return embedding
 
     def _warn_of_collapse(self, reason: str | None) -> None:
         """Warns when embeddings have become collapsed, once until they recover."""

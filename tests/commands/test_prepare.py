@@ -10,7 +10,7 @@ from cxr_lightning.commands import prepare as module
 from cxr_lightning.commands.prepare import prepare
 from cxr_lightning.data.prepared import open_prepared, partial_folder, read_failures
 from cxr_lightning.data.sources.base import COLUMNS
-from cxr_lightning.data.sources.chexpert import ChexpertSource
+from cxr_lightning.data.sources.files import LayoutReader
 from cxr_lightning.errors import UserError
 from cxr_lightning.files import sha256_file
 
@@ -126,7 +126,7 @@ def test_no_readable_image(root, tmp_path):
 
 def stop_after(monkeypatch, count, error):
     """Makes the reader raise at image number `count`."""
-    plain = ChexpertSource.image
+    plain = LayoutReader.__call__
     seen = []
 
     def image(self, path, resize=None):
@@ -135,7 +135,7 @@ def stop_after(monkeypatch, count, error):
             raise error
         return plain(self, path, resize)
 
-    monkeypatch.setattr(ChexpertSource, "image", image)
+    monkeypatch.setattr(LayoutReader, "__call__", image)
     monkeypatch.setattr("cxr_lightning.data.sources.reading.CHUNK_IMAGES", 4)
     return seen
 

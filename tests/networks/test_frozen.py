@@ -14,6 +14,7 @@ class Outer(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.trained = nn.Linear(3, 3)
+        self.my_network = nn.Linear(3, 3)
         self.encoder = Frozen(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Dropout(0.5)))
 
 
@@ -45,7 +46,9 @@ def test_gradient_passes_to_the_input_and_is_stored_on_no_parameter():
 def test_state_dict_leaves_the_frozen_weights_out_and_loads():
     outer = Outer()
     state = outer.state_dict()
-    assert set(state) == {"trained.weight", "trained.bias"}
+    assert set(state) == {
+        f"{layer}.{kind}" for layer in ("trained", "my_network") for kind in ("weight", "bias")
+    }
     other = Outer()
     with torch.no_grad():
         for p in other.parameters():
@@ -65,7 +68,6 @@ def test_state_dict_of_a_frozen_network_alone_is_empty_and_loads():
 @pytest.mark.parametrize("name", ["trained", "my_network"])
 def test_missing_weights_of_trained_parts_are_still_an_error(name):
     outer = Outer()
-    setattr(outer, name, nn.Linear(3, 3))
     state = {k: v for k, v in outer.state_dict().items() if not k.startswith(f"{name}.")}
     with pytest.raises(RuntimeError, match=rf"Missing.*{name}\.weight"):
         outer.load_state_dict(state)

@@ -10,6 +10,7 @@ import pandas as pd
 from jaxtyping import UInt8
 
 from cxr_lightning.data.resize import Resize
+from cxr_lightning.data.sources.reading import ImageReader
 from cxr_lightning.errors import UserError
 from cxr_lightning.types import OBSERVATIONS
 
@@ -26,15 +27,18 @@ LABELS = (1.0, 0.0, -1.0)
 
 
 class Source(ABC):
-    """A data set as it lies on disk. Picklable and small: worker processes get a copy.
+    """A data set as it lies on disk.
 
     Attributes:
         name: Its name on the command line.
-        parallel: Whether images are worth reading in several processes.
+        parallel: Whether several processes may read images, each with a copy of `reader`.
+        reader: Gives the grey image of a row by its `Path`, resized where a resize is given; raises
+            UnreadableImageError.
     """
 
     name: ClassVar[str]
     parallel: ClassVar[bool] = True
+    reader: ImageReader
 
     @abstractmethod
     def table(self) -> pd.DataFrame:
@@ -47,17 +51,9 @@ class Source(ABC):
             UserError: If the data set is not as it should be.
         """
 
-    @abstractmethod
     def image(self, path: str, resize: Resize | None = None) -> UInt8[np.ndarray, "h w"]:
-        """The grey image of one row, resized where `resize` is given.
-
-        Args:
-            path: The row's `Path`.
-            resize: The resize; None: the image as it is.
-
-        Raises:
-            UnreadableImageError: If it cannot be read.
-        """
+        """The image of one row; see `reader`."""
+        return self.reader(path, resize)
 
 
 def read_csv(file: Path) -> pd.DataFrame:

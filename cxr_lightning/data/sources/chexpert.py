@@ -10,11 +10,8 @@ import re
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
 import pandas as pd
-from jaxtyping import UInt8
 
-from cxr_lightning.data.resize import Resize, UnreadableImageError, read_grey
 from cxr_lightning.data.sources.base import (
     COLUMNS,
     Source,
@@ -24,6 +21,7 @@ from cxr_lightning.data.sources.base import (
     require_columns,
     require_unique_paths,
 )
+from cxr_lightning.data.sources.files import RELATIVE, LayoutReader
 from cxr_lightning.errors import UserError
 from cxr_lightning.types import OBSERVATIONS
 
@@ -36,7 +34,6 @@ SPLIT_FILES = (
 """The labels of the test images, released later, may lack sex, age and view."""
 
 BATCH = re.compile(r"\bbatch \d")
-RELATIVE = r"^(?:.*/)?((?:train|valid|test)/.+)$"
 
 
 class ChexpertSource(Source):
@@ -53,10 +50,10 @@ class ChexpertSource(Source):
 
     def __init__(self, root: Path) -> None:
         """Finds the CSV files."""
-        self.root = root
         top = root.parent if BATCH.search(root.name) else root
         self.home = _find_home(root, top)
-        self.batches = sorted(f for f in _folders(top) if BATCH.search(f.name))
+        batches = sorted(f for f in _folders(top) if BATCH.search(f.name))
+        self.reader = LayoutReader((self.home, root, *batches))
 
     def table(self) -> pd.DataFrame:
         """See the base class; `test` rows may have unknown sex, age and view."""
@@ -70,25 +67,6 @@ class ChexpertSource(Source):
         if reports.is_file():
             table["report"] = _relative(table["Path"]).map(_read_reports(reports)).fillna("")
         return arrange(table)
-
-    def image(self, path: str, resize: Resize | None = None) -> UInt8[np.ndarray, "h w"]:
-        """See the base class."""
-        return read_grey(self.locate(path), resize)
-
-    def locate(self, path: str) -> Path:
-        """The file that a `Path` means.
-
-        Raises:
-            UnreadableImageError: If there is none.
-        """
-        match = re.match(RELATIVE, path)
-        relative = match.group(1) if match else path
-        for folder in (self.home, self.root, *self.batches):
-            for tail in (relative, path, relative.removeprefix("train/")):
-                file = folder / tail
-                if file.is_file():
-                    return file
-        raise UnreadableImageError("no such file")
 
     def _read(self, split: str, file: Path) -> pd.DataFrame:
         """One CSV file as a table with all columns."""

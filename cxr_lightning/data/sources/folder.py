@@ -3,11 +3,8 @@
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
 import pandas as pd
-from jaxtyping import UInt8
 
-from cxr_lightning.data.resize import Resize, UnreadableImageError, read_grey
 from cxr_lightning.data.sources.base import (
     COLUMNS,
     TABLE_COLUMNS,
@@ -18,6 +15,7 @@ from cxr_lightning.data.sources.base import (
     require_columns,
     require_unique_paths,
 )
+from cxr_lightning.data.sources.files import FolderReader
 from cxr_lightning.data.split import SPLITS
 from cxr_lightning.errors import UserError
 
@@ -46,7 +44,7 @@ class FolderSource(Source):
         """Finds the CSV file."""
         if not root.is_dir():
             raise UserError(f"root: there is no folder {root}; give the folder of the images.")
-        self.root = root
+        self.reader = FolderReader(root)
         self.csv = csv or _only_csv(root)
         if not self.csv.is_file():
             raise UserError(f"csv: there is no file {self.csv}; give one with a path column.")
@@ -73,12 +71,6 @@ class FolderSource(Source):
         # No patient is known: the path stands for one.
         table["patient"] = table["patient"].where(table["patient"] != "", table["Path"])
         return arrange(table)
-
-    def image(self, path: str, resize: Resize | None = None) -> UInt8[np.ndarray, "h w"]:
-        """See the base class."""
-        if not path:
-            raise UnreadableImageError("no path")
-        return read_grey(self.root / path, resize)
 
 
 def _only_csv(root: Path) -> Path:

@@ -63,7 +63,7 @@ class MedmnistSource(Source):
         """Finds or downloads the file."""
         self.flag = flag
         self.file = _find_file(root, flag, size, download_size)
-        self._arrays: dict[str, _ImageStream] = {}
+        self.reader = _NpzReader(self.file)
 
     def table(self) -> pd.DataFrame:
         """See the base class."""
@@ -80,12 +80,19 @@ class MedmnistSource(Source):
         table[["Sex", "Frontal/Lateral", "AP/PA", "study"]] = ["Unknown", "Frontal", view, "study1"]
         return arrange(table.assign(Age=np.nan))
 
-    def image(self, path: str, resize: Resize | None = None) -> UInt8[np.ndarray, "h w"]:
-        """See the base class; quick where images come in the order of the table."""
+
+class _NpzReader:
+    """Reads images by `Path`; quick where they come in the order of the table."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.streams: dict[str, _ImageStream] = {}
+
+    def __call__(self, path: str, resize: Resize | None = None) -> UInt8[np.ndarray, "h w"]:
         _, split, index = path.split("/")
-        if split not in self._arrays:
-            self._arrays[split] = _ImageStream(self.file, f"{split}_images.npy")
-        image = self._arrays[split].read(int(index))
+        if split not in self.streams:
+            self.streams[split] = _ImageStream(self.file, f"{split}_images.npy")
+        image = self.streams[split].read(int(index))
         return resize(image) if resize else image
 
 

@@ -1,9 +1,13 @@
-"""Reads many images of a source, in order, in several processes, with bounded memory."""
+"""Reads many images, in order, in several processes, with bounded memory.
+
+Worker processes import this module and the reader's: both are free of torch and pandas, so that
+they start at once.
+"""
 
 import multiprocessing
 import signal
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import NamedTuple
@@ -12,8 +16,10 @@ import numpy as np
 from jaxtyping import UInt8
 
 from cxr_lightning.data.resize import Resize, UnreadableImageError
-from cxr_lightning.data.sources.base import Source
 from cxr_lightning.errors import UserError
+
+ImageReader = Callable[[str, Resize | None], np.ndarray]
+"""Gives the image of a `Path`, resized; picklable."""
 
 CHUNK_IMAGES = 64
 CHUNK_BYTES = 2**22
@@ -41,20 +47,20 @@ def split_rows(paths: list[str], size: int) -> Iterator[list[str]]:
     return (paths[start : start + step] for start in range(0, len(paths), step))
 
 
-def read_chunk(source: Source, resize: Resize, paths: list[str]) -> Chunk:
+def read_chunk(reader: ImageReader, resize: Resize, paths: list[str]) -> Chunk:
     """Reads and resizes consecutive images."""
     images = np.empty((len(paths), resize.size, resize.size), dtype=np.uint8)
     failures: dict[int, str] = {}
     for offset, path in enumerate(paths):
         try:
-            images[offset - len(failures)] = source.image(path, resize)
+            images[offset - len(failures)] = reader(path, resize)
         except UnreadableImageError as error:
             failures[offset] = str(error)
     return Chunk(len(paths), images[: len(paths) - len(failures)], failures)
 
 
 def read_chunks(
-    source: Source, resize: Resize, chunks: Iterable[list[str]], workers: int
+    reader: ImageReader, resize: Resize, chunks: Iterable[list[str]], workers: int
 ) -> Generator[Chunk, None, None]:
     """Reads chunks of paths; the result comes in order and is the same for any `workers`.
 
@@ -63,14 +69,14 @@ def read_chunks(
     """
     chunks = list(chunks)
     workers = min(workers, len(chunks))
-    if workers <= 1 or not source.parallel:
-        yield from (read_chunk(source, resize, paths) for paths in chunks)
+    if workers <= 1:
+        yield from (read_chunk(reader, resize, paths) for paths in chunks)
         return
     pool = ProcessPoolExecutor(workers, _context(), initializer=_ignore_interrupt)
     pending: deque[Future[Chunk]] = deque()
     try:
         for paths in chunks:
-            pending.append(pool.submit(read_chunk, source, resize, paths))
+            pending.append(pool.submit(read_chunk, reader, resize, paths))
             if len(pending) > IN_FLIGHT * workers:
                 yield pending.popleft().result()
         while pending:
@@ -89,7 +95,7 @@ def _context() -> multiprocessing.context.BaseContext:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload([__name__, "cxr_lightning.data.sources.files"])
     return context
 
 

@@ -1,0 +1,232 @@
+"""`cxr generate` on tiny generators: layout, determinism, resume, mistakes."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from cxr_lightning.artifacts import product_sha256
+from cxr_lightning.commands import generate as module
+from cxr_lightning.commands.generate import generate
+from cxr_lightning.data.sources.base import COLUMNS
+from cxr_lightning.data.transforms import to_image
+from cxr_lightning.data.vocabulary import parse_condition
+from cxr_lightning.diffusion.generator import Generator
+from cxr_lightning.errors import UserError
+from cxr_lightning.types import Condition
+
+
+@pytest.fixture
+def run(products: Path) -> Callable[..., Path]:
+    """Runs the command with 3 images of 2 conditions, 2 steps each."""
+
+    def apply(out: Path, **changes: Any) -> Path:
+        settings: dict[str, Any] = {
+            "model": products / "generator",
+            "condition": "healthy,pneumonia+edema",
+            "count": 3,
+            "steps": 2,
+            "device": "cpu",
+        }
+        generate(out=out, **{**settings, **changes})
+        return out
+
+    return apply
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()
+    }
+
+
+def pixels(folder: Path) -> dict[str, np.ndarray]:
+    return {
+        str(f.relative_to(folder)): np.asarray(Image.open(f)) for f in sorted(folder.rglob("*.png"))
+    }
+
+
+def test_folder_has_the_layout_of_chexpert_and_nothing_else(run, tmp_path):
+    out = run(tmp_path / "deep" / "synthetic")
+    images = [f"train/patient{i:05d}/study1/view1_frontal.png" for i in range(1, 7)]
+    assert set(files(out)) == {*images, "train.csv", "manifest.json"}
+    assert list(out.parent.iterdir()) == [out]
+
+
+def test_table_has_the_columns_of_chexpert_and_the_requested_labels(run, tmp_path):
+    out = run(tmp_path / "synthetic")
+    table = pd.read_csv(out / "train.csv")
+    assert tuple(table.columns) == COLUMNS
+    assert table["Path"][0] == "synthetic/train/patient00001/study1/view1_frontal.png"
+    assert (tmp_path / table["Path"][5]).is_file()
+    assert set(table["Frontal/Lateral"]) == {"Frontal"}
+    healthy, ill = table[:3], table[3:]
+    assert (healthy["No Finding"] == 1).all()
+    assert (healthy["Support Devices"] == 0).all()
+    assert (healthy["Pneumonia"] == 0).all()  # no finding denies it
+    assert (ill[["Pneumonia", "Edema"]] == 1).all(axis=None)
+    assert (ill["No Finding"] == 0).all()
+    assert ill[["Fracture", "Support Devices"]].isna().all(axis=None)
+
+
+def test_manifest_tells_how_the_images_were_made(run, tmp_path, products):
+    out = run(tmp_path / "synthetic", seed=5, guidance=1.5, sampler="ddpm")
+    manifest = json.loads((out / "manifest.json").read_text())
+    folder = products / "generator"
+    expected = {
+        "format": 1,
+        "kind": "synthetic",
+        "product": {"path": str(folder), "sha256": product_sha256(folder)},
+        "seed": 5,
+        "sampler": "ddpm",
+        "steps": 2,
+        "guidance": 1.5,
+        "size": 32,
+        "conditions": ["healthy", "pneumonia+edema"],
+    }
+    assert {k: manifest[k] for k in expected} == expected
+    assert [i["index"] for i in manifest["images"]] == list(range(6))
+    assert [i["condition"] for i in manifest["images"]] == ["healthy"] * 3 + ["pneumonia+edema"] * 3
+    assert all((out / i["path"]).is_file() for i in manifest["images"])
+
+
+def test_pictures_are_grey_and_say_that_they_are_synthetic(run, tmp_path, products):
+    out = run(tmp_path / "synthetic", count=1)
+    for file in out.rglob("*.png"):
+        picture = Image.open(file)
+        assert picture.mode == "L"
+        assert picture.size == (32, 32)
+        assert picture.text["Synthetic"] == "yes"
+        assert picture.text["Product-SHA256"] == product_sha256(products / "generator")
+        assert picture.text["Software"].startswith("cxr_lightning ")
+
+
+def test_images_are_those_of_the_generator(run, tmp_path, products):
+    out = run(tmp_path / "synthetic", seed=3, guidance=2.0, batch_size=6)
+    rows = [parse_condition(name).request(3) for name in ("healthy", "pneumonia+edema")]
+    asked = Condition(*(torch.cat(parts) for parts in zip(*rows, strict=True)))
+    generator = Generator.from_pretrained(products / "generator")
+    made = to_image(
+        generator.generate(asked, torch.arange(6), seed=3, steps=2, guidance=2.0)
+    ).numpy()
+    for i, picture in enumerate(pixels(out).values()):
+        assert np.array_equal(picture, made[i, 0])
+
+
+def test_the_same_command_gives_the_same_bytes_and_another_seed_does_not(run, tmp_path):
+    first = files(run(tmp_path / "a" / "set", count=1))
+    assert files(run(tmp_path / "b" / "set", count=1)) == first
+    other = pixels(run(tmp_path / "c" / "set", count=1, seed=1))
+    for name, picture in pixels(tmp_path / "a" / "set").items():
+        assert not np.array_equal(other[name], picture)
+
+
+@pytest.mark.parametrize("name", ["generator", "uncond"])
+def test_batch_size_changes_no_file(run, tmp_path, products, name):
+    one = run(tmp_path / "1" / "set", model=products / name, batch_size=1)
+    four = run(tmp_path / "4" / "set", model=products / name, batch_size=4)
+    assert files(one) == files(four)
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, images: int, error: type[BaseException]) -> None:
+    """Makes writing fail at a picture, as a kill or a full disk would."""
+    write, written = module._write_png, []
+
+    def failing(*args: Any) -> None:
+        if len(written) == images:
+            raise error
+        written.append(write(*args))
+
+    monkeypatch.setattr(module, "_write_png", failing)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_an_interrupted_run_goes_on_and_ends_like_an_uninterrupted_one(
+    run, tmp_path, monkeypatch, error
+):
+    whole = files(run(tmp_path / "whole" / "set", batch_size=2))
+    out = tmp_path / "resumed" / "set"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3, error)
+        with pytest.raises(error):
+            run(out, batch_size=2)
+    assert not out.exists()
+    made: list[Any] = []
+    original = Generator.generate
+
+    def note(self: Generator, condition: Any, index: Any, **settings: Any) -> Any:
+        made.extend(index.tolist())
+        return original(self, condition, index, **settings)
+
+    monkeypatch.setattr(Generator, "generate", note)
+    assert files(run(out, batch_size=2)) == whole
+    assert made == [3, 4, 5]
+    assert list(out.parent.iterdir()) == [out]
+
+
+def test_another_command_does_not_go_on_with_the_rest_of_an_interrupted_one(
+    run, tmp_path, monkeypatch
+):
+    whole = files(run(tmp_path / "whole" / "set", seed=1))
+    out = tmp_path / "resumed" / "set"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2, KeyboardInterrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(out)
+    assert files(run(out, seed=1)) == whole
+
+
+def test_an_existing_folder_is_refused_and_left_alone(run, tmp_path):
+    out = tmp_path / "synthetic"
+    out.mkdir()
+    (out / "mine").write_text("x")
+    with pytest.raises(UserError, match=rf"^out: {out} exists already"):
+        run(out)
+    assert files(out) == {"mine": b"x"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"condition": "healthy,flu"}, "condition: 'flu'"),
+        ({"condition": "healthy+edema"}, "contradicts itself"),
+        ({"condition": ""}, "condition: ''"),
+        ({"count": 0}, "count: 0 "),
+        ({"batch_size": -1}, "batch_size: -1 "),
+        ({"seed": -1}, "seed: -1 "),
+        ({"steps": 0}, "steps: 0 "),
+        ({"steps": 51}, "steps: 51 "),
+        ({"device": "cuda:99"}, "device: 'cuda:99'"),
+        ({"device": "gpu"}, "device: 'gpu'"),
+        ({"model": Path("/nowhere")}, "model: no product at /nowhere"),
+    ],
+)
+def test_mistakes_are_refused_before_anything_is_written(run, tmp_path, change, message):
+    with pytest.raises(UserError, match=message) as info:
+        run(tmp_path / "synthetic", **change)
+    assert "\n" not in str(info.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_refused_before_anything_is_written(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))
+    with pytest.raises(UserError, match="^out: .* 0 are free"):
+        run(tmp_path / "synthetic")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_changed_product_and_another_kind_are_refused(run, tmp_path, products):
+    with pytest.raises(UserError, match="^model: .* of kind 'autoencoder'"):
+        run(tmp_path / "synthetic", model=products / "autoencoder")
+    folder = shutil.copytree(products / "generator", tmp_path / "product")
+    (folder / "prior" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="^model: .* were changed"):
+        run(tmp_path / "synthetic", model=folder)
+    assert not (tmp_path / "synthetic").exists()

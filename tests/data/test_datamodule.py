@@ -1,0 +1,108 @@
+"""The data module on a tiny prepared data set."""
+
+import numpy as np
+import pytest
+import torch
+
+from cxr_lightning.data.datamodule import CheXpertDataModule
+from cxr_lightning.data.transforms import to_model
+from cxr_lightning.errors import UserError
+
+
+def test_splits_partition_the_table(datamodule):
+    rows = np.concatenate(list(datamodule.rows.values()))
+    assert sorted(rows) == list(range(len(datamodule.prepared.table)))
+    assert len(datamodule.rows["train"]) > len(datamodule.rows["valid"]) > 0
+
+
+def test_training_batches_are_whole_and_of_the_training_split(datamodule):
+    batches = list(datamodule.train_dataloader())
+    assert {len(b.image) for b in batches} == {4}
+    index = torch.cat([b.index for b in batches])
+    assert len(index.unique()) == len(index)
+    assert set(index.tolist()) <= set(datamodule.rows["train"])
+
+
+def test_validation_is_all_of_its_split_in_order(datamodule):
+    index = torch.cat([b.index for b in datamodule.val_dataloader()])
+    assert index.tolist() == datamodule.rows["valid"].tolist()
+    again = torch.cat([b.index for b in datamodule.predict_dataloader()])
+    assert torch.equal(again, index)
+
+
+def test_test_split_falls_back_to_validation(datamodule):
+    assert len(datamodule.rows["test"]) == 0
+    index = torch.cat([b.index for b in datamodule.test_dataloader()])
+    assert index.tolist() == datamodule.rows["valid"].tolist()
+    datamodule.rows["test"] = datamodule.rows["train"][:3]
+    index = torch.cat([b.index for b in datamodule.test_dataloader()])
+    assert index.tolist() == datamodule.rows["test"].tolist()
+
+
+def test_order_of_training_depends_on_the_seed(prepared):
+    orders = []
+    for seed in (0, 0, 1):
+        module = CheXpertDataModule(prepared, batch_size=4, image_size=32, seed=seed)
+        module.setup()
+        orders.append(torch.cat([b.index for b in module.train_dataloader()]).tolist())
+    assert orders[0] == orders[1] != orders[2]
+
+
+def test_images_arrive_raw_and_leave_for_the_stage_in_model_range(datamodule):
+    batch = next(iter(datamodule.train_dataloader()))
+    assert batch.image.dtype == torch.uint8
+    moved = datamodule.on_after_batch_transfer(batch, 0)
+    assert torch.equal(moved.image, to_model(batch.image))
+    assert torch.equal(moved.index, batch.index)
+
+
+def test_batch_of_gives_the_rows_asked_for(datamodule):
+    rows = datamodule.rows["train"][[5, 1]]
+    batch = datamodule.batch_of(rows)
+    expected = torch.from_numpy(datamodule.prepared.images[rows]).unsqueeze(1)
+    assert torch.equal(batch.image, to_model(expected))
+    assert batch.index.tolist() == rows.tolist()
+    assert torch.equal(batch.condition.value, datamodule.condition.value[rows])
+
+
+def test_label_policies_reach_the_condition(prepared):
+    known = {}
+    for blank in ("unknown", "negative"):
+        module = CheXpertDataModule(prepared, 4, 32, uncertain="ones", blank=blank)
+        module.setup()
+        known[blank] = module.condition.observations_known
+    assert known["negative"].all()
+    assert not known["unknown"].all()
+
+
+def test_another_size_is_refused_with_both_remedies(prepared):
+    module = CheXpertDataModule(prepared, image_size=64)
+    with pytest.raises(UserError, match=r"^data\.image_size: 64 .*set it to 32 or .*--size 64\.$"):
+        module.setup()
+
+
+def test_no_data_set_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"^data\.root: no prepared data set at"):
+        CheXpertDataModule(tmp_path / "none").setup()
+
+
+def test_a_batch_larger_than_the_training_split_is_refused(prepared):
+    with pytest.raises(UserError, match=r"^data\.root: the train split .* needs at least 5000;"):
+        CheXpertDataModule(prepared, batch_size=5000, image_size=32).setup()
+
+
+def test_a_policy_for_no_observation_is_refused(prepared):
+    with pytest.raises(UserError, match=r"^data\.uncertain: 'Flu' "):
+        CheXpertDataModule(prepared, 4, 32, uncertain={"Flu": "ones"}).setup()
+
+
+def test_processes_must_divide_the_batch(prepared, monkeypatch):
+    monkeypatch.setattr(CheXpertDataModule, "_world_size", 3)
+    with pytest.raises(UserError, match=r"^data\.batch_size: 4 .* multiple of 3\.$"):
+        CheXpertDataModule(prepared, batch_size=4, image_size=32).setup()
+
+
+def test_every_process_needs_a_validation_image(prepared, monkeypatch):
+    monkeypatch.setattr(CheXpertDataModule, "_world_size", 50)
+    with pytest.raises(UserError, match=r"^data\.root: the valid split .* needs at least 50;"):
+        CheXpertDataModule(prepared, batch_size=50, image_size=32).setup()

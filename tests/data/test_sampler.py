@@ -1,0 +1,132 @@
+"""Which rows make up which batch."""
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from cxr_lightning.data.sampler import BatchSampler, ResumableLoader
+
+
+def sampler(rows: int = 22, batch_size: int = 4, **changes) -> BatchSampler:
+    return BatchSampler(rows, batch_size, **{"shuffle": True, "seed": 0, **changes})
+
+
+def epochs(s: BatchSampler, count: int) -> list[list[list[int]]]:
+    result = []
+    for epoch in range(count):
+        s.set_epoch(epoch)
+        result.append(list(s))
+    return result
+
+
+def test_an_epoch_is_whole_batches_of_different_rows():
+    s = sampler()
+    batches = list(s)
+    assert len(batches) == len(s) == 5
+    flat = sum(batches, [])
+    assert len(set(flat)) == len(flat) == 20
+    assert set(flat) <= set(range(22))
+
+
+def test_order_depends_on_seed_and_epoch_alone():
+    first = epochs(sampler(), 3)
+    assert epochs(sampler(), 3) == first
+    late = sampler()
+    late.set_epoch(2)
+    assert list(late) == first[2]
+    assert first[0] != first[1] != first[2]
+    assert epochs(sampler(seed=1), 1)[0] != first[0]
+
+
+def test_every_row_is_seen_over_a_few_epochs():
+    seen = {row for epoch in epochs(sampler(), 6) for batch in epoch for row in batch}
+    assert seen == set(range(22))
+
+
+def test_without_shuffle_all_rows_come_in_order_the_last_batch_short():
+    s = sampler(shuffle=False)
+    assert sum(list(s), []) == list(range(22))
+    assert [len(b) for b in s] == [4, 4, 4, 4, 4, 2]
+    assert len(s) == 6
+
+
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_ranks_together_make_the_batches_of_one_process(world, shuffle):
+    alone = list(sampler(shuffle=shuffle))
+    ranks = [list(sampler(shuffle=shuffle, rank=r, world_size=world)) for r in range(world)]
+    if shuffle:
+        assert [sum(parts, []) for parts in zip(*ranks, strict=True)] == alone
+        assert {len(part) for rank in ranks for part in rank} == {4 // world}
+    else:
+        assert sum((sum(parts, []) for parts in zip(*ranks, strict=True)), []) == sum(alone, [])
+
+
+@pytest.mark.parametrize("rows", [5, 6, 8, 9, 13])
+def test_no_rank_gets_an_empty_batch_in_validation(rows):
+    """An empty batch has a loss of NaN, and the mean over ranks with it."""
+    for world in (2, 4):
+        ranks = [
+            list(sampler(rows, 4, shuffle=False, rank=r, world_size=world)) for r in range(world)
+        ]
+        assert all(part for rank in ranks for part in rank)
+        assert sorted(sum((sum(rank, []) for rank in ranks), [])) == list(range(rows))
+        for r in range(world):
+            s = sampler(rows, 4, shuffle=False, rank=r, world_size=world)
+            assert len(s) == len(ranks[r])
+
+
+def test_each_pass_of_an_epoch_starts_from_its_beginning():
+    s = sampler()
+    whole = list(s)
+    assert list(s) == whole
+    partly = iter(s)
+    next(partly)
+    assert list(s) == whole
+
+
+class Numbers(Dataset[list[int]]):
+    """Items are the row numbers asked for."""
+
+    def __getitem__(self, rows: list[int]) -> list[int]:
+        return rows
+
+
+def loader(**changes) -> ResumableLoader:
+    return ResumableLoader(Numbers(), sampler(**changes), pin_memory=False)
+
+
+def as_lists(batches) -> list[list[int]]:
+    return [torch.as_tensor(b).tolist() for b in batches]
+
+
+@pytest.mark.parametrize("taken", [0, 1, 3, 5])
+def test_a_loader_goes_on_behind_its_saved_place(taken):
+    first, whole = loader(), loader()
+    for each in (first, whole):
+        each.batches.set_epoch(1)
+    batches = iter(first)
+    for _ in range(taken):
+        next(batches)
+    second = loader()
+    second.load_state_dict(first.state_dict())
+    second.batches.set_epoch(1)  # as Lightning does before iterating
+    rest = as_lists(second)
+    # a finished epoch is begun again, not answered with nothing
+    assert rest == as_lists(whole)[taken % 5 :]
+    second.batches.set_epoch(2)
+    whole.batches.set_epoch(2)
+    assert as_lists(second) == as_lists(whole)
+
+
+def test_place_is_saved_whatever_the_number_of_processes():
+    first = loader(rank=0, world_size=2)
+    next(iter(first))
+    second = loader()
+    second.load_state_dict(first.state_dict())
+    assert as_lists(second) == as_lists(loader())[1:]
+
+
+def test_length_is_the_number_of_batches():
+    assert len(loader()) == 5
+    assert len(loader(shuffle=False)) == 6

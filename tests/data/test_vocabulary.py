@@ -1,0 +1,90 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from cxr_lightning.data.vocabulary import CONDITIONS, parse_condition
+from cxr_lightning.errors import UserError
+from cxr_lightning.types import OBSERVATIONS
+
+
+def table_of(*rows):
+    return pd.DataFrame([dict.fromkeys(OBSERVATIONS, np.nan) | row for row in rows])
+
+
+TABLE = table_of(
+    {"No Finding": 1.0},
+    {"No Finding": 1.0, "Support Devices": 1.0},
+    {"No Finding": 1.0, "Support Devices": 0.0},
+    {"Pneumonia": 1.0, "Pleural Effusion": 1.0},
+    {"Pneumonia": 1.0, "Pleural Effusion": -1.0},
+    {"Pneumonia": -1.0},
+    {},
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("healthy", [0, 2]),
+        ("no_finding", [0, 1, 2]),
+        ("pneumonia", [3, 4]),
+        ("pneumonia+pleural_effusion", [3]),
+        ("Pleural Effusion + Pneumonia", [3]),
+        ("fracture", []),
+    ],
+)
+def test_matches(text, rows):
+    assert np.flatnonzero(parse_condition(text).matches(TABLE)).tolist() == rows
+
+
+def test_every_observation_has_a_condition():
+    assert len(CONDITIONS) == 1 + len(OBSERVATIONS)
+    for name, condition in CONDITIONS.items():
+        assert condition.name == name
+        assert parse_condition(name) == condition
+
+
+def known(condition):
+    assert not condition.known[:, len(OBSERVATIONS) :].any()
+    assert (condition.value == condition.value[:1]).all()
+    return {
+        o: float(condition.value[0, i]) for i, o in enumerate(OBSERVATIONS) if condition.known[0, i]
+    }
+
+
+def test_request_of_a_disease():
+    request = parse_condition("pneumonia+pleural_effusion").request(3)
+    assert request.value.shape == (3, 17)
+    assert known(request) == {"Pneumonia": 1, "Pleural Effusion": 1, "No Finding": 0}
+
+
+def test_request_of_healthy():
+    stated = known(parse_condition("healthy").request(2))
+    assert stated.pop("No Finding") == 1
+    assert set(stated) == set(OBSERVATIONS) - {"No Finding"}
+    assert set(stated.values()) == {0.0}
+
+
+def test_repeated_parts_count_once():
+    assert parse_condition("edema+edema") == parse_condition("edema")
+
+
+@pytest.mark.parametrize("text", ["", "flu", "pneumonia+", "pneumonia,edema"])
+def test_unknown_condition(text):
+    with pytest.raises(UserError, match="is not a health condition; use one of healthy"):
+        parse_condition(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["healthy+pneumonia", "no_finding+edema", "healthy+support_devices"]
+)
+def test_contradiction(text):
+    with pytest.raises(UserError, match="contradicts itself"):
+        parse_condition(text)
+
+
+def test_no_finding_with_devices_is_no_contradiction():
+    assert parse_condition("no_finding+support_devices").present == (
+        "No Finding",
+        "Support Devices",
+    )

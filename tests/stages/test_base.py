@@ -1,0 +1,89 @@
+"""What the stages share: random draws, seeding, learning rate."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from cxr_lightning.stages.base import Stage
+from cxr_lightning.stages.vae import VAE
+from cxr_lightning.types import Batch, Condition
+
+
+def stage(**changes: Any) -> VAE:
+    torch.manual_seed(0)
+    return VAE(image_size=8, width=4, latent_dim=3, **changes)
+
+
+def on_rank(module: Stage, rank: int, world: int, step: int = 0) -> Stage:
+    """Sets a trainer that says no more than this."""
+    module._trainer = SimpleNamespace(  # type: ignore[assignment]
+        world_size=world, global_rank=rank, global_step=step, estimated_stepping_batches=100
+    )
+    return module
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_ranks_together_draw_what_one_process_draws(world):
+    parts = []
+    for rank in range(world):
+        module = on_rank(stage(), rank, world)
+        torch.manual_seed(5)
+        parts.append(module.draw(lambda n: torch.randn(n, 2), 8 // world))
+    torch.manual_seed(5)
+    assert torch.equal(torch.cat(parts), torch.randn(8, 2))
+
+
+def test_draws_without_trainer_are_those_of_one_process():
+    module = stage()
+    torch.manual_seed(5)
+    drawn = module.draw(lambda n: torch.randn(n, 2), 3)
+    torch.manual_seed(5)
+    assert torch.equal(drawn, torch.randn(3, 2))
+
+
+def step_noise(seed: str, step: int, batch_idx: int, monkeypatch: Any) -> list[float]:
+    monkeypatch.setenv("PL_GLOBAL_SEED", seed)
+    module = on_rank(stage(), 0, 1, step)
+    batch = Batch(torch.zeros(1, 1, 8, 8), Condition.unknown(1), torch.arange(1))
+    module.on_train_batch_start(batch, batch_idx)
+    return torch.randn(3).tolist()
+
+
+def test_randomness_of_a_step_depends_on_seed_step_and_micro_step(monkeypatch):
+    first = step_noise("0", 3, 1, monkeypatch)
+    assert step_noise("0", 3, 1, monkeypatch) == first
+    for other in (("1", 3, 1), ("0", 4, 1), ("0", 3, 2)):
+        assert step_noise(*other, monkeypatch) != first
+
+
+def rates(module: Stage) -> list[float]:
+    optimizers = on_rank(module, 0, 1).configure_optimizers()
+    factor = optimizers["lr_scheduler"]["scheduler"].lr_lambdas[0]
+    return [factor(step) for step in range(101)]
+
+
+def test_warmup_rises_linearly_to_the_full_rate():
+    rate = rates(stage(warmup_steps=4))
+    assert rate[:6] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
+    assert rate[100] == 1.0
+
+
+def test_cosine_decay_ends_at_zero():
+    rate = rates(stage(decay="cosine"))
+    assert rate[0] == 1.0
+    assert rate[50] == pytest.approx(0.5)
+    assert rate[100] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_optimizer_gets_what_is_trained_and_only_that():
+    module = stage()
+    module.autoencoder.encoder.requires_grad_(False)
+    optimizer = on_rank(module, 0, 1).configure_optimizers()["optimizer"]
+    given = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert given == [id(p) for p in module.autoencoder.decoder.parameters()]
+
+
+def test_a_stage_without_generator_has_none():
+    assert Stage.generator(stage()) is None
