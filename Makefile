@@ -11,9 +11,11 @@ RUNS   ?= runs
 SCALE  ?= gpu1
 CONDITIONS ?= healthy,pneumonia,pleural_effusion
 COUNT  ?= 1000
+OVERLAY ?=
 EVALUATE_FLAGS ?= --extractor encoder --extractor_weights $(RUNS)/moco/product
 
 FIT     = $(CXR) fit --config configs/$@.yaml --config configs/scale/$(SCALE).yaml \
+          $(if $(OVERLAY),--config $(OVERLAY)/$@.yaml) \
           --data.root $(DATA) --data.image_size $(SIZE) --trainer.default_root_dir $(RUNS)/$@
 
 .DEFAULT_GOAL := help
@@ -24,8 +26,10 @@ help:  ## list the targets
 
 demo: $(VENV)/installed  ## phantom data, four small stages on the CPU, generate, evaluate, report.html
 	test -f demo/prepared/header.json || \
-		$(CXR) prepare --source phantom --root demo/phantom --out demo/prepared --size 32 --patients 400
-	$(MAKE) pipeline DATA=demo/prepared RUNS=demo SIZE=32 SCALE=cpu COUNT=48 $(DEMO_FLAGS)
+		$(CXR) prepare --source phantom --root demo/phantom --out demo/prepared --size 64 --patients 400
+	WANDB_MODE=$${WANDB_MODE:-disabled} $(MAKE) pipeline DATA=demo/prepared RUNS=demo SIZE=64 SCALE=cpu OVERLAY=configs/demo COUNT=32 \
+		GENERATE_FLAGS="--steps 20"
+	@echo "Open demo/report.html in a browser."
 
 test: $(VENV)/installed-dev  ## make the environment and pass the tests
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 $(PYTEST_FLAGS)

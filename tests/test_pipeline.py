@@ -22,7 +22,7 @@ TINY_UNET = [
     "--model.init_args.width=8",
     "--model.init_args.multipliers=[1,2]",
     "--model.init_args.blocks=1",
-    "--model.init_args.timesteps=20",
+    "--model.init_args.timesteps=50",
     "--samples.steps=2",
     "--generation.steps=2",
 ]
@@ -211,6 +211,24 @@ def test_every_scale_fits_every_stage(
     resolved = yaml.safe_load(capsys.readouterr().out)
     wanted = yaml.safe_load(scale.read_text())["trainer"]
     assert resolved["trainer"]["devices"] == wanted["devices"]
+
+
+@pytest.mark.parametrize(
+    "overlay",
+    [path for folder in ("demo", "small") for path in sorted((CONFIGS / folder).glob("*.yaml"))],
+    ids=lambda p: f"{p.parent.name}-{p.stem}",
+)
+def test_every_overlay_fits_its_stage(overlay: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [CONFIGS / overlay.name, CONFIGS / "scale/cpu.yaml", overlay]
+    flags = [f"--config={file}" for file in files]
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", *flags, "--data.root=x", "--print_config"])
+    assert stop.value.code == 0
+    resolved = yaml.safe_load(capsys.readouterr().out)
+    wanted = yaml.safe_load(overlay.read_text())
+    assert resolved["trainer"]["max_steps"] == wanted["trainer"]["max_steps"]
+    optimizer = resolved["model"]["init_args"]["optimizer"]["init_args"]
+    assert optimizer["lr"] == wanted["model"]["init_args"]["optimizer"]["init_args"]["lr"]
 
 
 @pytest.mark.slow
