@@ -10,21 +10,21 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["WANDB_MODE"] = "disabled"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from collections.abc import Callable  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from lightning import Trainer  # noqa: E402
+import pytest
+import torch
+from lightning import Trainer
 
-from cxr_lightning.artifacts import save_product  # noqa: E402
-from cxr_lightning.commands.prepare import prepare  # noqa: E402
-from cxr_lightning.data.datamodule import CheXpertDataModule  # noqa: E402
-from cxr_lightning.diffusion.prior import LatentPrior  # noqa: E402
-from cxr_lightning.networks.autoencoder import Autoencoder  # noqa: E402
-from cxr_lightning.networks.encoder import Encoder  # noqa: E402
-from cxr_lightning.networks.unet import Denoiser  # noqa: E402
+from cxr_lightning.artifacts import save_product
+from cxr_lightning.commands.prepare import prepare
+from cxr_lightning.data.datamodule import CheXpertDataModule
+from cxr_lightning.diffusion.prior import LatentPrior
+from cxr_lightning.networks.autoencoder import Autoencoder
+from cxr_lightning.networks.encoder import Encoder
+from cxr_lightning.networks.unet import Denoiser
 
 SIZE = 32
 LATENT = 6

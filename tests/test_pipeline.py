@@ -151,7 +151,9 @@ def test_synthetic_data_set_is_complete(runs: Path) -> None:
 
 def test_report_shows_the_whitepapers_table(runs: Path) -> None:
     markdown = (runs / "report.md").read_text()
-    assert re.search(r"^\| Condition \| Original \| Generated \| FID.* \| RRS.* \|$", markdown, re.M)
+    assert re.search(
+        r"^\| Condition \| Original \| Generated \| FID.* \| RRS.* \|$", markdown, re.M
+    )
     for condition in ("Healthy", "Pneumonia"):
         row = re.search(rf"^\| {condition} \| !\[.*\| [0-9.e-]+ .*\|$", markdown, re.MULTILINE)
         assert row, markdown

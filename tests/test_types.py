@@ -12,7 +12,7 @@ def full(count: int) -> Condition:
 
 def test_fields_are_the_14_observations_of_chexpert_then_view_sex_age():
     assert len(OBSERVATIONS) == 14
-    assert FIELDS == (*OBSERVATIONS, "PA", "Male", "Age")
+    assert (*OBSERVATIONS, "PA", "Male", "Age") == FIELDS
 
 
 def test_observations_are_the_first_14_columns():

@@ -2,9 +2,11 @@
 
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
+from lightning import Trainer
 
 from cxr_lightning.artifacts import check_product, load_network
 from cxr_lightning.callbacks.export import Export
@@ -70,15 +72,14 @@ def test_not_written_by_sanity_checks_validate_and_test(module, datamodule, quie
 
 def validations(export: Steps, values: list[float]) -> list[int]:
     """Runs the hooks of validations with these values of the monitored key, then the end."""
-    trainer: Any = SimpleNamespace(
-        sanity_checking=False, state=SimpleNamespace(fn="fit"), is_global_zero=True
-    )
+    trainer = Mock(spec=Trainer, sanity_checking=False, state=SimpleNamespace(fn="fit"))
+    module = Mock(spec=VAE)
     for step, value in enumerate(values):
         trainer.global_step = step
         trainer.callback_metrics = {"k": torch.tensor(value)}
-        Export.on_validation_end.__wrapped__(export, trainer, None)
+        export.on_validation_end(trainer, module)
     trainer.global_step = 99
-    Export.on_fit_end.__wrapped__(export, trainer, None)
+    export.on_fit_end(trainer, module)
     return export.steps
 
 
@@ -110,9 +111,7 @@ def test_best_value_survives_a_resume():
     assert validations(second, [1.0]) == [0]
 
 
-def test_a_key_that_is_not_logged_is_refused_with_those_that_are(
-    module, datamodule, quiet_trainer
-):
+def test_a_key_that_is_not_logged_is_refused_with_those_that_are(module, datamodule, quiet_trainer):
     trainer = quiet_trainer(
         max_steps=1, val_check_interval=1, callbacks=[Export(monitor="vae/valid/typo")]
     )

@@ -1,13 +1,16 @@
 """Metrics during validation."""
 
+from unittest.mock import Mock
+
 import pytest
 import torch
+from lightning import Trainer
 
+from cxr_lightning.artifacts import load_network
 from cxr_lightning.callbacks.generation import GenerationMetrics
 from cxr_lightning.diffusion.generator import Generator
 from cxr_lightning.errors import UserError
 from cxr_lightning.metrics.representation_score import ReconstructedRepresentationScore
-from cxr_lightning.artifacts import load_network
 from cxr_lightning.networks.encoder import Encoder
 from cxr_lightning.stages.finetune import Finetune
 from cxr_lightning.stages.vae import VAE
@@ -63,14 +66,12 @@ def test_an_unconditional_generator_has_no_reconstruction_score(
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_processes_share_a_fixed_choice_of_images(products, datamodule, world):
-    from types import SimpleNamespace
-
     metrics = GenerationMetrics(encoder=products / "encoder", count=10, batch_size=3)
-    stage = SimpleNamespace(datamodule=datamodule)
+    stage = Mock(spec=VAE, datamodule=datamodule)
     rows = []
     for rank in range(world):
-        trainer = SimpleNamespace(global_rank=rank, world_size=world)
-        batches = GenerationMetrics._share.__wrapped__(metrics, trainer, stage, "train")
+        trainer = Mock(spec=Trainer, global_rank=rank, world_size=world)
+        batches = metrics._share(trainer, stage, "train")
         assert all(len(b) <= 3 for b in batches)
         rows += [int(r) for b in batches for r in b]
     assert len(rows) == len(set(rows)) == 10

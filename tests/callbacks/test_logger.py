@@ -15,9 +15,10 @@ def test_without_wandb_csv_files_are_written(tmp_path: Path, monkeypatch, mode):
     monkeypatch.setenv("WANDB_MODE", mode)
     logger = run_logger(tmp_path / "run")
     assert isinstance(logger, CSVLogger)
+    assert Path(logger.log_dir).is_relative_to(tmp_path / "run")
     logger.log_metrics({"loss": 1.5}, step=3)
     logger.save()
-    assert "1.5" in (tmp_path / "run" / "csv" / "metrics.csv").read_text()
+    assert "1.5" in Path(logger.log_dir, "metrics.csv").read_text()
 
 
 def test_default_is_wandb_offline(tmp_path: Path, monkeypatch):

@@ -42,9 +42,7 @@ def run(products: Path) -> Callable[..., Path]:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {
-        str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()
-    }
+    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
 
 
 def pixels(folder: Path) -> dict[str, np.ndarray]:

@@ -97,9 +97,7 @@ def test_seed_index_and_condition_decide_about_an_image(build, form):
     assert torch.equal(generator.generate(asked(1), torch.tensor([3]), seed=1, steps=4), made)
     other_seed = generator.generate(asked(1), torch.tensor([3]), seed=2, steps=4)
     other_index = generator.generate(asked(1), torch.tensor([4]), seed=1, steps=4)
-    other_condition = generator.generate(
-        Condition.unknown(1), torch.tensor([3]), seed=1, steps=4
-    )
+    other_condition = generator.generate(Condition.unknown(1), torch.tensor([3]), seed=1, steps=4)
     for other in (other_seed, other_index, other_condition):
         assert not torch.allclose(other, made, atol=1e-3)
 

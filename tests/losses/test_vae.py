@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from torch.distributions import Normal, kl_divergence as torch_kl
+from torch.distributions import Normal
+from torch.distributions import kl_divergence as torch_kl
 
 from cxr_lightning.losses.vae import active_units, kl_divergence, reconstruction_error
 

@@ -28,7 +28,7 @@ def make(products: Path):
 
 
 def data(prepared: Path) -> CheXpertDataModule:
-    return CheXpertDataModule(prepared, batch_size=4, image_size=32)
+    return CheXpertDataModule(prepared, batch_size=12, image_size=32)
 
 
 def weights(module: DDPM) -> dict[str, torch.Tensor]:
@@ -47,7 +47,9 @@ def test_a_fit_logs_finite_losses_and_trains_the_denoiser_only(
     module = make(form=form, prediction=prediction)
     frozen = module.networks.autoencoder
     before = weights(module)
-    inside = {} if frozen is None else {k: v.clone() for k, v in frozen.network.state_dict().items()}
+    inside = (
+        {} if frozen is None else {k: v.clone() for k, v in frozen.network.state_dict().items()}
+    )
     trainer = quiet_trainer(max_steps=3, val_check_interval=3)
     trainer.fit(module, datamodule=data(prepared))
     assert {"ddpm/train/loss", "ddpm/valid/loss"} <= trainer.callback_metrics.keys()
@@ -111,26 +113,27 @@ def run(
 def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
     make, prepared, quiet_trainer, tmp_path, stop, accumulate
 ):
-    module = data(prepared)
-    module.setup()
-    epoch = len(module.train_dataloader()) // accumulate
-    first = {"within": 3, "at the end of an epoch": epoch, "in the second epoch": epoch + 2}[stop]
+    """Epochs have 4 batches; validations lie between, some of a part of the split."""
+    epoch = 4 // accumulate
+    first = {"within": epoch - 1, "at the end of an epoch": epoch, "in the second epoch": epoch + 1}
     settings = {
         "limit_val_batches": 1,
-        "val_check_interval": 2 * accumulate,
+        "val_check_interval": accumulate,
         "check_val_every_n_epoch": None,
         "accumulate_grad_batches": accumulate,
+        "enable_checkpointing": True,
     }
-    last = first + 4
-    whole = run(make(), prepared, quiet_trainer(max_steps=last, **settings))
-    saver = ModelCheckpoint(tmp_path, save_top_k=0, save_last=True, every_n_train_steps=first)
-    interrupted = quiet_trainer(
-        max_steps=first, enable_checkpointing=True, callbacks=[saver], **settings
-    )
-    run(make(), prepared, interrupted)
-    resumed = run(
-        make(), prepared, quiet_trainer(max_steps=last, **settings), tmp_path / "last.ckpt"
-    )
+
+    def fit(folder: str, steps: int, ckpt: Path | None = None) -> Any:
+        saver = ModelCheckpoint(
+            tmp_path / folder, save_top_k=0, save_last=True, every_n_train_steps=first[stop]
+        )
+        trainer = quiet_trainer(max_steps=steps, callbacks=[saver], **settings)
+        return run(make(), prepared, trainer, ckpt)
+
+    whole = fit("whole", first[stop] + 2)
+    fit("stopped", first[stop])
+    resumed = fit("stopped", first[stop] + 2, tmp_path / "stopped" / "last.ckpt")
     assert equal(resumed[0], whole[0])
     for key, state in whole[1].items():
         assert equal(resumed[1][key], state)
@@ -166,7 +169,7 @@ def test_validation_sees_the_same_images_each_time(make, prepared, quiet_trainer
             seen.append(batch.index.tolist())
 
     trainer = quiet_trainer(
-        max_steps=6, limit_val_batches=1, val_check_interval=2, callbacks=[Note()]
+        max_steps=3, limit_val_batches=1, val_check_interval=1, callbacks=[Note()]
     )
     trainer.fit(make(), datamodule=data(prepared))
     assert len(seen) >= 3

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from lightning import seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from cxr_lightning.data.datamodule import CheXpertDataModule
 from cxr_lightning.diffusion.generator import Generator
@@ -122,17 +124,19 @@ def test_another_image_size_is_refused(make):
         make(image_size=64)
 
 
-def test_resumes_from_a_checkpoint(make, prepared, quiet_trainer, tmp_path):
-    def data() -> CheXpertDataModule:
-        return CheXpertDataModule(prepared, batch_size=4, image_size=32)
+def test_a_resumed_run_equals_the_uninterrupted_one(make, prepared, quiet_trainer, tmp_path):
+    settings = {"limit_val_batches": 0, "enable_checkpointing": True}
 
-    trainer = quiet_trainer(max_steps=2, limit_val_batches=0)
-    trainer.fit(make(), datamodule=data())
-    trainer.save_checkpoint(tmp_path / "x.ckpt")
-    resumed, whole = make(), make()
-    quiet_trainer(max_steps=4, limit_val_batches=0).fit(
-        resumed, datamodule=data(), ckpt_path=tmp_path / "x.ckpt", weights_only=False
-    )
-    quiet_trainer(max_steps=4, limit_val_batches=0).fit(whole, datamodule=data())
-    a, b = resumed.state_dict(), whole.state_dict()
-    assert all(torch.equal(a[k], b[k]) for k in b)
+    def fit(steps: int, ckpt: Path | None = None) -> dict[str, torch.Tensor]:
+        seed_everything(0, verbose=False)
+        module = make()
+        saver = ModelCheckpoint(tmp_path, save_top_k=0, save_last=True, every_n_train_steps=2)
+        trainer = quiet_trainer(max_steps=steps, callbacks=[saver], **settings)
+        data = CheXpertDataModule(prepared, batch_size=4, image_size=32)
+        trainer.fit(module, datamodule=data, ckpt_path=ckpt, weights_only=False)
+        return module.state_dict()
+
+    fit(2)
+    resumed = fit(4, tmp_path / "last.ckpt")
+    whole = fit(4)
+    assert all(torch.equal(resumed[key], whole[key]) for key in whole)
