@@ -73,12 +73,12 @@ def run(args: list[str]) -> None:
 
 def run_function(name: str, args: list[str]) -> None:
     """Runs the function of that name with its arguments as options; its docstring is the help."""
-    from jsonargparse import ActionConfigFile, ArgumentParser
+    from jsonargparse import ArgumentParser
 
     command = getattr(importlib.import_module(f"cxr_lightning.commands.{name}"), name)
     summary = inspect.cleandoc(command.__doc__).split("\n\nArgs:")[0]
     parser = ArgumentParser(prog=f"cxr {name}", description=summary, allow_abbrev=False)
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with the options.")
+    parser.add_argument("--config", action="config", help="YAML file with the options.")
     several = SEVERAL.get(name, {})
     for option, text in several.items():
         parser.add_argument(f"--{option}", nargs="+", type=Path, required=True, help=text)

@@ -28,6 +28,12 @@ def test_earlier_folder_is_replaced_as_a_whole(tmp_path: Path):
     assert list(tmp_path.iterdir()) == [folder]
 
 
+def half_write(folder: Path, error: type[BaseException]) -> None:
+    with atomic_folder(folder) as partial:
+        (partial / "half").write_text("x")
+        raise error
+
+
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_an_error_leaves_the_earlier_folder_and_nothing_else(
     tmp_path: Path, error: type[BaseException]
@@ -35,16 +41,15 @@ def test_an_error_leaves_the_earlier_folder_and_nothing_else(
     folder = tmp_path / "product"
     folder.mkdir()
     (folder / "old").write_text("old")
-    with pytest.raises(error), atomic_folder(folder) as partial:
-        (partial / "half").write_text("x")
-        raise error
+    with pytest.raises(error):
+        half_write(folder, error)
     assert (folder / "old").read_text() == "old"
     assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_an_error_without_earlier_folder_leaves_nothing(tmp_path: Path):
-    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "product"):
-        raise RuntimeError
+    with pytest.raises(RuntimeError):
+        half_write(tmp_path / "product", RuntimeError)
     assert list(tmp_path.iterdir()) == []
 
 

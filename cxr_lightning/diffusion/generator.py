@@ -13,7 +13,7 @@ from cxr_lightning.diffusion.random import ImageNoise
 from cxr_lightning.diffusion.samplers import SamplerName, sample
 from cxr_lightning.diffusion.schedule import alpha_bar
 from cxr_lightning.errors import UserError
-from cxr_lightning.networks.autoencoder import Autoencoder, sample_latent
+from cxr_lightning.networks.autoencoder import Autoencoder
 from cxr_lightning.networks.unet import Denoiser
 from cxr_lightning.types import Condition
 
@@ -119,13 +119,13 @@ class Generator(nn.Module):
     ) -> Float[Tensor, "b 1 h w"]:
         """Images through the VAE and the reverse diffusion given their x_hat; model range.
 
+        x_hat is the decoding of the posterior mean, as in `autoencode`, so that the two compare.
+
         Raises:
             UserError: If the generator has no autoencoder.
         """
-        autoencoder = self._needed_autoencoder()
+        x_hat = self.autoencode(image)
         noise = ImageNoise(seed, index, self.device)
-        z = sample_latent(*autoencoder.encode(image), noise.normal(autoencoder.latent_dim))
-        x_hat = autoencoder.decode(z)
         return self._refine(x_hat, condition, noise, sampler, steps, guidance)
 
     @torch.no_grad()

@@ -1,5 +1,8 @@
 """Which rows make up which batch."""
 
+from collections.abc import Iterable
+from itertools import chain
+
 import pytest
 import torch
 from torch.utils.data import Dataset
@@ -9,6 +12,10 @@ from cxr_lightning.data.sampler import BatchSampler, ResumableLoader
 
 def sampler(rows: int = 22, batch_size: int = 4, **changes) -> BatchSampler:
     return BatchSampler(rows, batch_size, **{"shuffle": True, "seed": 0, **changes})
+
+
+def flat(batches: Iterable[list[int]]) -> list[int]:
+    return list(chain.from_iterable(batches))
 
 
 def epochs(s: BatchSampler, count: int) -> list[list[list[int]]]:
@@ -23,9 +30,9 @@ def test_an_epoch_is_whole_batches_of_different_rows():
     s = sampler()
     batches = list(s)
     assert len(batches) == len(s) == 5
-    flat = sum(batches, [])
-    assert len(set(flat)) == len(flat) == 20
-    assert set(flat) <= set(range(22))
+    rows = flat(batches)
+    assert len(set(rows)) == len(rows) == 20
+    assert set(rows) <= set(range(22))
 
 
 def test_order_depends_on_seed_and_epoch_alone():
@@ -45,7 +52,7 @@ def test_every_row_is_seen_over_a_few_epochs():
 
 def test_without_shuffle_all_rows_come_in_order_the_last_batch_short():
     s = sampler(shuffle=False)
-    assert sum(list(s), []) == list(range(22))
+    assert flat(s) == list(range(22))
     assert [len(b) for b in s] == [4, 4, 4, 4, 4, 2]
     assert len(s) == 6
 
@@ -56,10 +63,10 @@ def test_ranks_together_make_the_batches_of_one_process(world, shuffle):
     alone = list(sampler(shuffle=shuffle))
     ranks = [list(sampler(shuffle=shuffle, rank=r, world_size=world)) for r in range(world)]
     if shuffle:
-        assert [sum(parts, []) for parts in zip(*ranks, strict=True)] == alone
+        assert [flat(parts) for parts in zip(*ranks, strict=True)] == alone
         assert {len(part) for rank in ranks for part in rank} == {4 // world}
     else:
-        assert sum((sum(parts, []) for parts in zip(*ranks, strict=True)), []) == sum(alone, [])
+        assert flat(flat(parts) for parts in zip(*ranks, strict=True)) == flat(alone)
 
 
 @pytest.mark.parametrize("rows", [5, 6, 8, 9, 13])
@@ -70,7 +77,7 @@ def test_no_rank_gets_an_empty_batch_in_validation(rows):
             list(sampler(rows, 4, shuffle=False, rank=r, world_size=world)) for r in range(world)
         ]
         assert all(part for rank in ranks for part in rank)
-        assert sorted(sum((sum(rank, []) for rank in ranks), [])) == list(range(rows))
+        assert sorted(flat(flat(rank) for rank in ranks)) == list(range(rows))
         for r in range(world):
             s = sampler(rows, 4, shuffle=False, rank=r, world_size=world)
             assert len(s) == len(ranks[r])

@@ -44,7 +44,7 @@ def test_add_noise_has_the_moments_of_the_marginal():
 
 
 def test_one_step_kernels_of_form_2_lead_to_the_shifted_marginal():
-    """DiffuseVAE's Form 2, kernel by kernel, in mean and variance: N(sqrt(A_t) x0 + x_hat, 1 - A_t).
+    """Form 2 of DiffuseVAE, kernel by kernel: N(sqrt(A_t) x0 + x_hat, 1 - A_t).
 
     The mean and variance of a chain of linear Gaussian kernels follow exactly, without sampling.
     """

@@ -92,7 +92,7 @@ def test_gradient_passes_where_the_estimate_is_beyond_the_image_range():
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_gradient_on_the_predicted_noise_is_bounded_by_half_of_that_on_the_estimate(schedule):
-    """w = alpha_bar: the multiplier w sqrt((1 - a) / a) = sqrt(a (1 - a)) is at most 1/2, at a = 1/2.
+    """With w = a the multiplier w sqrt((1 - a) / a) = sqrt(a (1 - a)) is at most 1/2.
 
     The encoder here is linear, so its gradient is the same at every step, and the sum of weights
     is taken out of the normalised loss.
