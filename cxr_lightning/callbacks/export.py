@@ -35,6 +35,11 @@ class Export(Callback):
         self.mode = mode
         self.best: float | None = None
         self.config: dict[str, Any] = {}
+        self.trained = False
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Notes that this run did something: a finished run that is started again does nothing."""
+        self.trained = True
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Exports if this validation is the best so far, or if nothing is monitored."""
@@ -45,7 +50,7 @@ class Export(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Exports the final networks, unless an earlier best was exported."""
-        if self.monitor is None or self.best is None:
+        if self.trained and (self.monitor is None or self.best is None):
             self._export(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:

@@ -48,6 +48,14 @@ class SampleGrid(Callback):
         self.guidance = guidance
         self.validations = 0
 
+    def state_dict(self) -> dict[str, int]:
+        """How many validations there were, so that a continued run keeps the cadence."""
+        return {"validations": self.validations}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Goes on counting."""
+        self.validations = state_dict["validations"]
+
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws the grids on the first process."""

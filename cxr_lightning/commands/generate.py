@@ -40,6 +40,7 @@ class Request:
     sampler: str
     steps: int
     guidance: float
+    batch_size: int
     size: int
 
 
@@ -58,8 +59,10 @@ def generate(
     """Makes a synthetic data set in CheXpert layout from a generator product.
 
     Writes OUT/train/patientNNNNN/study1/view1_frontal.png, OUT/train.csv and OUT/manifest.json.
-    Image i depends on the product, the seed and i alone. An interrupted run continues where it
-    stopped when the same command is given again; OUT appears when all images are there.
+    Image i depends on the product, the seed and i alone; another batch size or device can round a
+    few pixels of a set to the next grey value. An interrupted run continues where it stopped when
+    the same command is given again, and ends with the same bytes; OUT appears when all images are
+    there.
 
     Args:
         model: Product of stage 2 or 4.
@@ -97,6 +100,7 @@ def generate(
         sampler=sampler,
         steps=steps,
         guidance=guidance,
+        batch_size=batch_size,
         size=generator.image_size,
     )
     partial = _open_partial(out, request)
@@ -153,13 +157,15 @@ def _make_images(
     note.add_text("Software", f"cxr_lightning {__version__}")
     note.add_text("Product-SHA256", request.product["sha256"])
     requests = [condition.request(1) for condition in conditions]
+    width = min(batch_size, len(wanted))
     with tqdm(total=len(wanted), initial=len(wanted) - len(missing), unit="image") as bar:
-        for batch in _batches(missing, batch_size):
-            which = [requests[i // request.count] for i in batch]
+        for batch in _batches(missing, width):
+            padded = batch + batch[-1:] * (width - len(batch))  # one shape, so one rounding
+            which = [requests[i // request.count] for i in padded]
             parts = zip(*which, strict=True)
             asked = Condition(*(torch.cat(part).to(generator.device) for part in parts))
-            images = generator.generate(asked, torch.tensor(batch), seed=request.seed, **settings)
-            for i, pixels in zip(batch, to_image(images).cpu().numpy()[:, 0], strict=True):
+            images = generator.generate(asked, torch.tensor(padded), seed=request.seed, **settings)
+            for i, pixels in zip(batch, to_image(images).cpu().numpy()[:, 0], strict=False):
                 _write_png(folder / _path(i), pixels, note)
             bar.update(len(batch))
 

@@ -74,6 +74,7 @@ def validations(export: Steps, values: list[float]) -> list[int]:
     """Runs the hooks of validations with these values of the monitored key, then the end."""
     trainer = Mock(spec=Trainer, sanity_checking=False, state=SimpleNamespace(fn="fit"))
     module = Mock(spec=VAE)
+    export.on_train_batch_end(trainer, module, None, None, 0)
     for step, value in enumerate(values):
         trainer.global_step = step
         trainer.callback_metrics = {"k": torch.tensor(value)}
@@ -81,6 +82,12 @@ def validations(export: Steps, values: list[float]) -> list[int]:
     trainer.global_step = 99
     export.on_fit_end(trainer, module)
     return export.steps
+
+
+def test_a_finished_run_that_is_started_again_writes_nothing():
+    export = Steps()
+    export.on_fit_end(Mock(spec=Trainer, global_step=9), Mock(spec=VAE))
+    assert export.steps == []
 
 
 NAN = float("nan")

@@ -260,8 +260,8 @@ def test_wrong_arguments(tmp_path: Path) -> None:
 def test_command_line_takes_one_or_several(tmp_path: Path) -> None:
     folders = [_write(tmp_path / name) for name in ("one", "two")]
     main(["report", "--evaluation", str(folders[0]), "--out", str(tmp_path / "1.html")])
-    several = [f"--evaluation+={folder}" for folder in folders]
-    main(["report", *several, "--out", str(tmp_path / "2.html")])
+    several = map(str, folders)
+    main(["report", "--evaluation", *several, "--out", str(tmp_path / "2.html")])
     assert "Condition Original Generated" in _Page((tmp_path / "1.html").read_text()).text
     assert "Condition Original one two" in _Page((tmp_path / "2.html").read_text()).text
 
