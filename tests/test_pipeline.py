@@ -194,6 +194,24 @@ def test_predict_writes_what_the_stage_predicts(runs: Path, prepared: Path) -> N
     assert images.shape == (len(valid), 1, 32, 32)
 
 
+def test_benchmark_prints_figures_and_leaves_nothing(
+    runs: Path, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = fit_args("ddpm", prepared, runs)[1:]
+    before = sorted(path for path in runs.rglob("*"))
+    main(["benchmark", *args, f"--trainer.default_root_dir={tmp_path}/run"])
+    said = capsys.readouterr().out
+    figures = json.loads(said[said.index("{\n") :])
+    assert figures["stage"] == "DDPM"
+    assert figures["batch_size"] == 4
+    assert figures["steps"] == 30
+    assert figures["images_per_second"] == pytest.approx(4 / figures["seconds_per_step"])
+    assert 0 <= figures["data_wait_share"] < 1
+    assert figures["flops_per_step"] > 1e6
+    assert sorted(path for path in runs.rglob("*")) == before
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("scale", sorted((CONFIGS / "scale").glob("*.yaml")), ids=lambda p: p.stem)
 @pytest.mark.parametrize("stage", ["vae", "ddpm", "moco", "finetune"])
 def test_every_scale_fits_every_stage(
