@@ -90,7 +90,8 @@ class CxrCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
-        """Continues from the last checkpoint of the run folder, if there is one."""
+        """Checks the data before anything is written, and continues an unfinished run."""
+        self.datamodule.setup("fit")
         config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))["fit"]
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Export):

@@ -115,6 +115,7 @@ def test_wrong_image_size(
     flags = ["--data.image_size=64", f"--trainer.default_root_dir={tmp_path / 'run'}"]
     said = fails(capsys, *smoke("vae", prepared, *flags))
     assert "data.image_size" in said
+    assert not (tmp_path / "run").exists()
     assert "64" in said
     assert "32" in said
 
