@@ -4,6 +4,7 @@ Images have two forms only. Raw: uint8 (b, 1, h, w), 0 to 255, bright = dense. M
 (b, 1, h, w) in [-1, 1]. `cxr_lightning.data.transforms` converts between them.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,6 +29,10 @@ OBSERVATIONS = (
 )
 """The 14 observations in CheXpert's column order (Irvin et al. 2019, arXiv 1901.07031)."""
 
+NOT_ANNOTATED = -2.0
+"""Label of an observation that nobody looked for in an image: neither negative nor "not mentioned"
+(NaN). `n/a` in CSV files, so that common readers take it for a missing value."""
+
 FIELDS = (*OBSERVATIONS, "PA", "Male", "Age")
 """What a condition can state: the observations (0 absent to 1 present), view (0 AP, 1 PA), sex
 (0 female, 1 male), age (years / 100)."""
@@ -39,10 +44,13 @@ class Condition(NamedTuple):
     Attributes:
         value: One column a field of `FIELDS`, each in [0, 1]; 0 where unknown.
         known: Whether the value is known.
+        uncertain: Whether the radiologist was said to be uncertain, and that is a class of its own
+            (the policy U-MultiClass); never where the value is known.
     """
 
     value: Float[Tensor, "b 17"]
     known: Bool[Tensor, "b 17"]
+    uncertain: Bool[Tensor, "b 17"]
 
     @property
     def observations(self) -> Float[Tensor, "b 14"]:
@@ -55,21 +63,39 @@ class Condition(NamedTuple):
         return self.known[:, : len(OBSERVATIONS)]
 
     @staticmethod
+    def of(value: Float[Tensor, "b 17"], known: Bool[Tensor, "b 17"]) -> "Condition":
+        """A condition without uncertain fields."""
+        return Condition(value, known, torch.zeros_like(known))
+
+    @staticmethod
     def unknown(count: int, device: torch.device | str = "cpu") -> "Condition":
         """The null condition: nothing is known of any of `count` images."""
-        shape = (count, len(FIELDS))
-        return Condition(
-            torch.zeros(shape, device=device), torch.zeros(shape, dtype=torch.bool, device=device)
-        )
+        value = torch.zeros(count, len(FIELDS), device=device)
+        return Condition.of(value, torch.zeros_like(value, dtype=torch.bool))
 
     def keep(self, mask: Bool[Tensor, "b f"]) -> "Condition":
         """Makes every field unknown where `mask`, broadcast over (b, fields), is False."""
         known = self.known & mask
-        return Condition(torch.where(known, self.value, 0.0), known)
+        return Condition(torch.where(known, self.value, 0.0), known, self.uncertain & mask)
 
     def rows(self, index: Int[Tensor, " n"] | Bool[Tensor, " b"] | slice) -> "Condition":
         """The condition of some images of the batch."""
-        return Condition(self.value[index], self.known[index])
+        return Condition(self.value[index], self.known[index], self.uncertain[index])
+
+    def to(self, device: torch.device | str) -> "Condition":
+        """The condition on a device; to a GPU without waiting for the copy."""
+        non_blocking = torch.device(device).type == "cuda"
+        return Condition(*(part.to(device, non_blocking=non_blocking) for part in self))
+
+    def features(self) -> Float[Tensor, "b 51"]:
+        """Three columns a field: a known value moved to [-1, 1], 0 elsewhere; known; uncertain."""
+        known, uncertain = self.known.float(), self.uncertain.float()
+        return torch.cat([(2.0 * self.value - 1.0) * known, known, uncertain], dim=1)
+
+    @staticmethod
+    def cat(conditions: Sequence["Condition"]) -> "Condition":
+        """The rows of several conditions, one after the other."""
+        return Condition(*(torch.cat(parts) for parts in zip(*conditions, strict=True)))
 
 
 class Batch(NamedTuple):

@@ -39,7 +39,7 @@ def copy(products: Path, tmp_path: Path) -> Callable[[str], Path]:
 @pytest.mark.parametrize(("name", "kind"), [*KINDS, ("uncond", "generator")])
 def test_a_whole_product_passes_and_gives_its_manifest(products, name, kind):
     manifest = check_product(products / name, kind, "model")
-    assert manifest["format"] == 1
+    assert manifest["format"] == 2
     assert manifest["kind"] == kind
     assert manifest["sha256"] == product_sha256(products / name)
 
@@ -136,7 +136,7 @@ def test_another_format(copy):
     folder = copy("autoencoder")
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | {"format": 99}))
-    with pytest.raises(UserError, match="has product format 99, but this version reads format 1"):
+    with pytest.raises(UserError, match="has product format 99, but this version reads format 2"):
         check_product(folder, "autoencoder", "model.x")
 
 

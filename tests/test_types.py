@@ -7,7 +7,7 @@ from cxr_lightning.types import FIELDS, OBSERVATIONS, Condition
 
 def full(count: int) -> Condition:
     value = torch.rand(count, len(FIELDS), generator=torch.Generator().manual_seed(0))
-    return Condition(value, torch.ones(count, len(FIELDS), dtype=torch.bool))
+    return Condition.of(value, torch.ones(count, len(FIELDS), dtype=torch.bool))
 
 
 def test_fields_are_the_14_observations_of_chexpert_then_view_sex_age():
@@ -54,3 +54,30 @@ def test_rows_takes_numbers_masks_and_slices():
     assert torch.equal(numbers.value, condition.value[[1, 3]])
     assert torch.equal(mask.value, numbers.value)
     assert torch.equal(condition.rows(slice(1, 4, 2)).value, numbers.value)
+
+
+def test_uncertain_is_a_state_of_its_own():
+    uncertain = torch.zeros(2, 17, dtype=torch.bool)
+    uncertain[1, 4] = True
+    condition = Condition.unknown(2)._replace(uncertain=uncertain)
+    assert condition.rows(torch.tensor([1])).uncertain[0, 4]
+    joined = Condition.cat([condition, condition.rows(torch.tensor([1]))])
+    assert joined.uncertain[:, 4].tolist() == [False, True, True]
+    assert not condition.keep(torch.zeros(2, 1, dtype=torch.bool)).uncertain.any()
+    assert condition.keep(torch.ones(2, 1, dtype=torch.bool)).uncertain.equal(uncertain)
+
+
+def test_features_written_out():
+    condition = full(1).keep(torch.arange(17)[None] != 2)
+    condition.uncertain[0, 2] = True
+    features = condition.features()[0].reshape(3, 17)
+    for field in range(17):
+        value = 2.0 * condition.value[0, field] - 1.0
+        expected = [0.0, 0.0, 1.0] if field == 2 else [value, 1.0, 0.0]
+        assert torch.allclose(features[:, field], torch.tensor(expected))
+
+
+def test_to_keeps_the_values():
+    condition = full(2)
+    for part, moved in zip(condition, condition.to("cpu"), strict=True):
+        assert torch.equal(part, moved)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from cxr_lightning import __version__
 from cxr_lightning.artifacts import product_sha256
 from cxr_lightning.data.transforms import to_image
-from cxr_lightning.data.vocabulary import HealthCondition, parse_condition
+from cxr_lightning.data.vocabulary import HealthCondition, View, parse_condition
 from cxr_lightning.diffusion.generator import Generator
 from cxr_lightning.diffusion.samplers import SamplerName, kept_times
 from cxr_lightning.errors import UserError
@@ -35,6 +35,7 @@ class Request:
     version: str
     product: dict[str, str]
     conditions: list[str]
+    view: View | None
     count: int
     seed: int
     sampler: str
@@ -48,6 +49,7 @@ def generate(
     model: Path,
     out: Path,
     condition: str = "healthy,pneumonia,pleural_effusion",
+    view: View | None = None,
     count: int = 100,
     seed: int = 0,
     sampler: SamplerName = "ddim",
@@ -69,6 +71,8 @@ def generate(
         out: Folder to write; must not exist.
         condition: Health conditions, separated by commas; several findings in one image are joined
             by a plus sign, as in pneumonia+pleural_effusion.
+        view: AP or PA, for all images; by default the model chooses, as common as each is with the
+            condition in its training data.
         count: Number of images of each condition.
         seed: Seed of the data set.
         sampler: ddim or ddpm (ancestral).
@@ -95,6 +99,7 @@ def generate(
         version=__version__,
         product={"path": str(model), "sha256": product_sha256(model)},
         conditions=[c.name for c in conditions],
+        view=view,
         count=count,
         seed=seed,
         sampler=sampler,
@@ -156,14 +161,13 @@ def _make_images(
     note.add_text("Synthetic", "yes")
     note.add_text("Software", f"cxr_lightning {__version__}")
     note.add_text("Product-SHA256", request.product["sha256"])
-    requests = [condition.request(1) for condition in conditions]
+    requests = [condition.request(1, request.view) for condition in conditions]
     width = min(batch_size, len(wanted))
     with tqdm(total=len(wanted), initial=len(wanted) - len(missing), unit="image") as bar:
         for batch in _batches(missing, width):
             padded = batch + batch[-1:] * (width - len(batch))  # one shape, so one rounding
             which = [requests[i // request.count] for i in padded]
-            parts = zip(*which, strict=True)
-            asked = Condition(*(torch.cat(part).to(generator.device) for part in parts))
+            asked = Condition.cat(which).to(generator.device)
             images = generator.generate(asked, torch.tensor(padded), seed=request.seed, **settings)
             for i, pixels in zip(batch, to_image(images).cpu().numpy()[:, 0], strict=False):
                 _write_png(folder / _path(i), pixels, note)
@@ -199,7 +203,7 @@ def _write_table(
             "Sex": "Unknown",
             "Age": "",
             "Frontal/Lateral": "Frontal",
-            "AP/PA": "",
+            "AP/PA": request.view or "",
         }
         rows.append(row | _labels(condition))
         images.append({"path": _path(i), "condition": condition.name, "index": i})

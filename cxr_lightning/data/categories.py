@@ -28,7 +28,7 @@ def category_weights(condition: Condition, scheme: Scheme) -> Float[Tensor, "b k
       be both, or of which neither is known, are in neither.
     - `single`: images with exactly one of No Finding and the 12 pathologies.
     - `multi`: all 14 observations; an image's weight is shared among those it shows. An uncertain
-      one counts as the label policy says (`soft`: half).
+      one counts as the label policy says (`soft`: by its number; `multi_class`: not at all).
     - `view`, `sex`: AP or PA, female or male.
 
     Args:

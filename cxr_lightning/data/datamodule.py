@@ -1,14 +1,17 @@
 """CheXpertDataModule: the prepared data set for all stages."""
 
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import Dataset
 
-from cxr_lightning.data.dataset import Radiographs, table_condition
-from cxr_lightning.data.policies import BlankPolicy, UncertainPolicy
+from cxr_lightning.data.balance import view_weights
+from cxr_lightning.data.dataset import Radiographs, ResidentRadiographs, Rows, table_condition
+from cxr_lightning.data.policies import BlankPolicy, LabelPolicy, Preset, UncertainPolicy
 from cxr_lightning.data.prepared import PreparedDataset, open_prepared
 from cxr_lightning.data.sampler import Batches, BatchSampler, ResumableLoader
 from cxr_lightning.data.transforms import to_model
@@ -17,21 +20,33 @@ from cxr_lightning.types import Batch, Condition
 
 Split = Literal["train", "valid", "test"]
 
+RESIDENT_SHARE = 0.25
+"""Of a GPU's free memory, what the images may take by default: training needs the rest."""
+
 
 class CheXpertDataModule(LightningDataModule):
     """Batches of a prepared data set.
 
     Whole batches are gathered from the memory map in the main process and go to the device as
-    uint8; conversion to model range happens there.
+    uint8, or lie there already; conversion to model range happens there. No worker process is
+    needed.
 
     Args:
         root: Folder written by `cxr prepare`.
         batch_size: Global batch size; every process takes its equal part.
         image_size: Height and width in pixels; must be the prepared size.
         uncertain: Policy for uncertain labels (-1), for all observations or one by one: `ignore`
-            (unknown), `zeros`, `ones`, `soft` (0.5).
-        blank: Policy for blank labels: `unknown` or `negative`.
-        seed: Seed of the order of training images.
+            (unknown), `zeros`, `ones`, `soft` (a number from the range `soft`), `multi_class` (a
+            class of its own), `self_trained` (from `probabilities`); or a preset: `chexpert_paper`,
+            `common`.
+        blank: Policy for blank labels: `unknown` or `negative`, for all observations or one by one.
+        soft: Range of `soft`, in [0, 1].
+        probabilities: CSV file with a Path column and probabilities by observation.
+        balance_view: Health conditions among which AP and PA are made equally common, by drawing
+            training images more or less often; see `view_weights`.
+        resident: Whether all images lie on the device, instead of being gathered from the memory
+            map batch by batch; by default on a GPU with room for them.
+        seed: Seed of the order of training images, and of `soft`.
     """
 
     def __init__(
@@ -39,16 +54,23 @@ class CheXpertDataModule(LightningDataModule):
         root: Path,
         batch_size: int = 64,
         image_size: int = 64,
-        uncertain: UncertainPolicy | dict[str, UncertainPolicy] = "ignore",
-        blank: BlankPolicy = "unknown",
+        uncertain: UncertainPolicy | Preset | dict[str, UncertainPolicy] = "ignore",
+        blank: BlankPolicy | dict[str, BlankPolicy] = "unknown",
+        soft: tuple[float, float] = (0.55, 0.85),
+        probabilities: Path | None = None,
+        balance_view: list[str] | None = None,
+        resident: bool | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.root = Path(root)
         self.batch_size = batch_size
         self.image_size = image_size
-        self.uncertain: UncertainPolicy | dict[str, UncertainPolicy] = uncertain
-        self.blank: BlankPolicy = blank
+        self.policy = LabelPolicy(uncertain, blank, soft, seed)
+        self.probabilities = probabilities
+        self.balance_view = balance_view
+        self.resident = resident
+        self.on_device: ResidentRadiographs | None = None
         self.seed = seed
 
     def setup(self, stage: str | None = None) -> None:
@@ -70,7 +92,7 @@ class CheXpertDataModule(LightningDataModule):
                 f"processes; use a multiple of {self._world_size}."
             )
         table = self.prepared.table
-        self.condition: Condition = table_condition(table, self.uncertain, self.blank)
+        self.condition: Condition = table_condition(table, self.policy, self.probabilities)
         self.rows = {s: np.flatnonzero(table["split"] == s) for s in get_args(Split)}
         for split, need in (("train", self.batch_size), ("valid", self._world_size)):
             if len(self.rows[split]) < need:
@@ -80,12 +102,15 @@ class CheXpertDataModule(LightningDataModule):
                     "more images."
                 )
 
+        if self.balance_view is not None:
+            self.weights = view_weights(table.iloc[self.rows["train"]], self.balance_view)
+
     def batch_of(self, rows: np.ndarray, device: torch.device | str = "cpu") -> Batch:
         """The images at these rows of the prepared table, in model range, on a device."""
         view = Radiographs(self.prepared, rows, self.condition)
         batch = view[list(range(len(rows)))]
-        condition = Condition(*(part.to(device) for part in batch.condition))
-        return Batch(to_model(batch.image.to(device)), condition, batch.index.to(device))
+        image, index = batch.image.to(device), batch.index.to(device)
+        return Batch(to_model(image), batch.condition.to(device), index)
 
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled whole batches of the training split."""
@@ -103,9 +128,27 @@ class CheXpertDataModule(LightningDataModule):
         """The validation split in order."""
         return Batches(self.val_dataloader())
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Raw uint8 to model range, on the device."""
+    def on_after_batch_transfer(self, batch: Batch | Tensor, dataloader_idx: int) -> Batch:
+        """Raw uint8 to model range, on the device; rows to a batch where all images lie there."""
+        if isinstance(batch, Tensor):
+            batch = self._resident_on(batch.device).batch(batch)
         return batch._replace(image=to_model(batch.image))
+
+    @property
+    def is_resident(self) -> bool:
+        """Whether batches come from a copy of all images on the device."""
+        if self.resident is not None or self.trainer is None:
+            return bool(self.resident)
+        device = self.trainer.strategy.root_device
+        if device.type != "cuda":
+            return False
+        free, _ = torch.cuda.mem_get_info(device)
+        return self.on_device is not None or self.prepared.images.nbytes < RESIDENT_SHARE * free
+
+    def _resident_on(self, device: torch.device) -> ResidentRadiographs:
+        if self.on_device is None or self.on_device.images.device != device:
+            self.on_device = ResidentRadiographs(self.prepared.images, self.condition, device)
+        return self.on_device
 
     @property
     def _world_size(self) -> int:
@@ -113,13 +156,17 @@ class CheXpertDataModule(LightningDataModule):
 
     def _loader(self, split: Split, shuffle: bool) -> ResumableLoader:
         rows = self.rows[split]
+        balanced = shuffle and self.balance_view is not None
         sampler = BatchSampler(
             len(rows),
             self.batch_size,
             shuffle=shuffle,
             seed=self.seed,
+            weights=self.weights if balanced else None,
             rank=self.trainer.global_rank if self.trainer is not None else 0,
             world_size=self._world_size,
         )
-        view = Radiographs(self.prepared, rows, self.condition)
+        view: Dataset[Any] = (
+            Rows(rows) if self.is_resident else Radiographs(self.prepared, rows, self.condition)
+        )
         return ResumableLoader(view, sampler, pin_memory=torch.cuda.is_available())

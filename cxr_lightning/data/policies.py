@@ -1,57 +1,127 @@
-"""Raw labels (1 / 0 / -1 / blank) to values with a known-mask.
+"""Raw labels (1, 0, -1, blank, not annotated) to values with masks.
 
 Labels are stored raw; a policy applies at load time. The uncertain-label policies are those of the
-CheXpert paper (Irvin et al. 2019, arXiv 1901.07031, section 3.2).
+CheXpert paper (Irvin et al. 2019, arXiv 1901.07031, section 3.2) and the label smoothing of Pham et
+al. 2021 (arXiv 1911.06475, section 3.2). What was not annotated is unknown under every policy: No
+Finding denies only what was looked for.
 """
 
 from collections.abc import Mapping
-from typing import Literal, get_args
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
 from cxr_lightning.errors import UserError
-from cxr_lightning.types import OBSERVATIONS, Condition
+from cxr_lightning.types import NOT_ANNOTATED, OBSERVATIONS, Condition
 
-UncertainPolicy = Literal["ignore", "zeros", "ones", "soft"]
+UncertainPolicy = Literal["ignore", "zeros", "ones", "soft", "multi_class", "self_trained"]
 BlankPolicy = Literal["unknown", "negative"]
+Preset = Literal["chexpert_paper", "common"]
 
-UNCERTAIN_VALUES: dict[str, float] = {"ignore": np.nan, "zeros": 0.0, "ones": 1.0, "soft": 0.5}
-"""Value that replaces -1; NaN makes it unknown."""
+PRESETS: dict[Preset, dict[str, UncertainPolicy]] = {
+    "chexpert_paper": {
+        "Atelectasis": "ones",
+        "Cardiomegaly": "multi_class",
+        "Consolidation": "self_trained",
+        "Edema": "ones",
+        "Pleural Effusion": "multi_class",
+    },
+    "common": {**dict.fromkeys(OBSERVATIONS, "zeros"), "Atelectasis": "ones", "Edema": "ones"},
+}
+"""`chexpert_paper`: the final choice of Irvin et al. 2019 (table 3) for its five tasks; it has none
+for the other observations, which are ignored. `common`: what most later work does."""
 
 NO_FINDING = OBSERVATIONS.index("No Finding")
 PATHOLOGIES = [i for i, o in enumerate(OBSERVATIONS) if o not in ("No Finding", "Support Devices")]
 """Columns of the 12 observations that No Finding denies; support devices are no pathology."""
 
+PolicyT = TypeVar("PolicyT", UncertainPolicy, BlankPolicy)
 
-def apply_policy(
-    raw: Float[np.ndarray, "n 14"],
-    uncertain: UncertainPolicy | Mapping[str, UncertainPolicy] = "ignore",
-    blank: BlankPolicy = "unknown",
-) -> tuple[Float[np.ndarray, "n 14"], Bool[np.ndarray, "n 14"]]:
-    """Applies the label policies and the implications of `imply`.
 
-    Args:
-        raw: Labels as stored: 1 positive, 0 negative, -1 uncertain, NaN blank.
-        uncertain: What -1 means: `ignore` (unknown), `zeros`, `ones`, `soft` (0.5); one policy for
-            all observations or a map from observation to policy (others: `ignore`).
-        blank: What a blank means: `unknown`, or `negative`.
+class Labels(NamedTuple):
+    """Observations under a policy.
 
-    Returns:
-        Values in [0, 1] (0 where unknown) and the known-mask.
+    Attributes:
+        value: In [0, 1]; 0 where unknown.
+        known: Whether the value is known.
+        uncertain: Whether it is uncertain, as a class of its own; never where known.
+    """
+
+    value: Float[np.ndarray, "n 14"]
+    known: Bool[np.ndarray, "n 14"]
+    uncertain: Bool[np.ndarray, "n 14"]
+
+
+@dataclass(frozen=True)
+class LabelPolicy:
+    """What -1 and blank mean.
+
+    Attributes:
+        uncertain: What -1 means: `ignore` (unknown), `zeros`, `ones`, `soft` (a number drawn once
+            for each label from the range `soft`), `multi_class` (a class of its own beside 0 and
+            1), `self_trained` (a probability that another model gave). One policy for all
+            observations, a map from observation to policy (others: `ignore`), or a preset.
+        blank: What a blank means: `unknown`, or `negative`; for all observations or a map (others:
+            `unknown`).
+        soft: Range of `soft`, in [0, 1].
+        seed: Seed of these draws.
 
     Raises:
-        UserError: If an observation or a policy is not one of those above.
+        UserError: If an observation, a policy or the range is none.
     """
-    per_observation = _expand(uncertain)
-    value = np.asarray(raw, dtype=np.float32).copy()
-    if blank == "negative":
-        value[np.isnan(value)] = 0.0
-    for column, policy in enumerate(per_observation):
-        rows = value[:, column] == -1.0
-        value[rows, column] = UNCERTAIN_VALUES[policy]
-    return imply(value)
+
+    uncertain: UncertainPolicy | Preset | Mapping[str, UncertainPolicy] = "ignore"
+    blank: BlankPolicy | Mapping[str, BlankPolicy] = "unknown"
+    soft: tuple[float, float] = (0.55, 0.85)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        expand_uncertain(self.uncertain)
+        _expand("data.blank", self.blank, get_args(BlankPolicy), "unknown")
+        low, high = self.soft
+        if not 0.0 <= low <= high <= 1.0:
+            raise UserError(
+                f"data.soft: {low} to {high} is not a range of probabilities; give two numbers "
+                "from 0 to 1, the lower one first."
+            )
+
+    def apply(
+        self,
+        raw: Float[np.ndarray, "n 14"],
+        probabilities: Float[np.ndarray, "n 14"] | None = None,
+    ) -> Labels:
+        """Applies the policies, then the implications of `imply`.
+
+        Args:
+            raw: Labels as stored: 1 positive, 0 negative, -1 uncertain, NaN blank, `NOT_ANNOTATED`.
+            probabilities: For `self_trained`, in [0, 1]; NaN where there is none.
+
+        Raises:
+            UserError: If a probability is needed that there is not.
+        """
+        blank = _expand("data.blank", self.blank, get_args(BlankPolicy), "unknown")
+        value = np.asarray(raw, dtype=np.float32).copy()
+        negative = np.array([policy == "negative" for policy in blank])
+        value[np.isnan(value) & negative] = 0.0
+        annotated = value != NOT_ANNOTATED
+        value[~annotated] = np.nan
+        drawn = np.random.default_rng(self.seed).uniform(*self.soft, size=value.shape)
+        is_uncertain = value == -1.0
+        is_class = np.zeros_like(is_uncertain)
+        for column, policy in enumerate(expand_uncertain(self.uncertain)):
+            rows = is_uncertain[:, column]
+            if policy == "self_trained":
+                value[rows, column] = _given(probabilities, rows, column)
+            else:
+                replacement = {"zeros": 0.0, "ones": 1.0, "soft": drawn[rows, column]}
+                value[rows, column] = replacement.get(policy, np.nan)
+            is_class[rows, column] = policy == "multi_class"
+        value, known = imply(value)
+        known &= annotated
+        return Labels(np.where(known, value, 0.0).astype(np.float32), known, is_class & ~known)
 
 
 def imply(
@@ -71,32 +141,68 @@ def imply(
     return np.where(known, value, 0.0).astype(np.float32), known
 
 
-def build_condition(
-    observations: Float[np.ndarray, "n 14"],
-    known: Bool[np.ndarray, "n 14"],
-    demographics: Float[np.ndarray, "n 3"],
-) -> Condition:
+def build_condition(labels: Labels, demographics: Float[np.ndarray, "n 3"]) -> Condition:
     """Joins observations and (PA, Male, Age / 100; NaN unknown) into a condition."""
     rest_known = ~np.isnan(demographics)
-    value = np.concatenate([observations, np.where(rest_known, demographics, 0.0)], axis=1)
+    value = np.concatenate([labels.value, np.where(rest_known, demographics, 0.0)], axis=1)
     return Condition(
         torch.from_numpy(value.astype(np.float32)),
-        torch.from_numpy(np.concatenate([known, rest_known], axis=1)),
+        torch.from_numpy(np.concatenate([labels.known, rest_known], axis=1)),
+        torch.from_numpy(np.concatenate([labels.uncertain, np.zeros_like(rest_known)], axis=1)),
     )
 
 
-def _expand(uncertain: UncertainPolicy | Mapping[str, UncertainPolicy]) -> list[str]:
+def expand_uncertain(
+    uncertain: UncertainPolicy | Preset | Mapping[str, UncertainPolicy],
+) -> list[UncertainPolicy]:
+    """One policy for -1 an observation, in column order.
+
+    Raises:
+        UserError: If an observation or a policy is none.
+    """
+    if isinstance(uncertain, str) and uncertain in PRESETS:
+        uncertain = PRESETS[uncertain]
+    return _expand("data.uncertain", uncertain, get_args(UncertainPolicy), "ignore")
+
+
+def _expand(
+    argument: str,
+    policy: PolicyT | Mapping[str, PolicyT],
+    known: tuple[PolicyT, ...],
+    default: PolicyT,
+) -> list[PolicyT]:
     """One policy an observation, in column order."""
-    policies = dict.fromkeys(OBSERVATIONS, uncertain) if isinstance(uncertain, str) else uncertain
-    for observation, policy in policies.items():
+    policies = dict.fromkeys(OBSERVATIONS, policy) if isinstance(policy, str) else policy
+    for observation, name in policies.items():
         if observation not in OBSERVATIONS:
             raise UserError(
-                f"data.uncertain: {observation!r} is not an observation; use one of "
+                f"{argument}: {observation!r} is not an observation; use one of "
                 f"{', '.join(OBSERVATIONS)}."
             )
-        if policy not in get_args(UncertainPolicy):
+        if name not in known:
             raise UserError(
-                f"data.uncertain: {policy!r} for {observation!r} is not a policy; use one of "
-                f"{', '.join(get_args(UncertainPolicy))}."
+                f"{argument}: {name!r} for {observation!r} is not a policy; use one of "
+                f"{', '.join(known)}."
             )
-    return [policies.get(observation, "ignore") for observation in OBSERVATIONS]
+    return [policies.get(observation, default) for observation in OBSERVATIONS]
+
+
+def _given(
+    probabilities: Float[np.ndarray, "n 14"] | None, rows: Bool[np.ndarray, " n"], column: int
+) -> Float[np.ndarray, " m"]:
+    """Probabilities of the uncertain rows of an observation."""
+    if not rows.any():
+        return np.empty(0)
+    if probabilities is None:
+        raise UserError(
+            f"data.probabilities: none were given, but the policy 'self_trained' for "
+            f"{OBSERVATIONS[column]!r} needs them; name a CSV file with a Path column and one "
+            "column an observation, as a model trained with 'ignore' gives them."
+        )
+    given = probabilities[rows, column]
+    if np.isnan(given).any():
+        raise UserError(
+            f"data.probabilities: {int(np.isnan(given).sum())} of {len(given)} uncertain labels of "
+            f"{OBSERVATIONS[column]!r} have no probability; add them, or use another policy."
+        )
+    return given

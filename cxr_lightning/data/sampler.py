@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from cxr_lightning.types import Batch
@@ -12,9 +14,10 @@ from cxr_lightning.types import Batch
 class BatchSampler(DistributedSampler[list[int]]):
     """Lists of row numbers, one list a batch, for this rank.
 
-    The order of an epoch is a permutation that depends on (seed, epoch) alone. Each global batch
-    is cut into equal consecutive parts, one a rank, so the global batches are the same whatever
-    the number of ranks. (Lightning leaves a `DistributedSampler` as it is.)
+    The order of an epoch is a permutation that depends on (seed, epoch) alone; with weights, a
+    systematic resampling of as many rows. Each global batch is cut into equal consecutive parts,
+    one a rank, so the global batches are the same whatever the number of ranks. (Lightning leaves a
+    `DistributedSampler` as it is.)
 
     Args:
         rows: Number of rows.
@@ -22,6 +25,8 @@ class BatchSampler(DistributedSampler[list[int]]):
         shuffle: Whether to permute; without it all rows come in order, the last batch shorter, or
             longer where it would leave a process without a row.
         seed: Seed of the permutations.
+        weights: How often each row should be seen in an epoch, relative to the others; each is seen
+            the whole number of times below or above its share.
         rank: This process.
         world_size: Number of processes.
 
@@ -38,6 +43,7 @@ class BatchSampler(DistributedSampler[list[int]]):
         *,
         shuffle: bool,
         seed: int,
+        weights: Float[np.ndarray, " n"] | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -45,6 +51,7 @@ class BatchSampler(DistributedSampler[list[int]]):
         super().__init__(dataset, world_size, rank, shuffle=shuffle, seed=seed, drop_last=shuffle)
         self.rows = rows
         self.batch_size = batch_size
+        self.weights = weights
         self.position = 0
         self.start = 0
 
@@ -53,9 +60,7 @@ class BatchSampler(DistributedSampler[list[int]]):
         return whole if self.shuffle or (rest < self.num_replicas and whole) else whole + 1
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = np.arange(self.rows)
-        if self.shuffle:
-            np.random.default_rng((self.seed, self.epoch)).shuffle(order)
+        order = self._order()
         first, self.start = self.start, 0
         for number in range(first if first < len(self) else 0, len(self)):
             self.position = number + 1
@@ -64,12 +69,35 @@ class BatchSampler(DistributedSampler[list[int]]):
             batch = order[number * self.batch_size : end]
             yield np.array_split(batch, self.num_replicas)[self.rank].tolist()
 
+    def _order(self) -> Int[np.ndarray, " n"]:
+        """The rows of the epoch."""
+        order = np.arange(self.rows)
+        if self.shuffle:
+            random = np.random.default_rng((self.seed, self.epoch))
+            if self.weights is not None:
+                order = resample(self.weights, random.uniform())
+            random.shuffle(order)
+        return order
+
     def set_epoch(self, epoch: int) -> None:
         """Goes to the start of an epoch, or stays where it is within it."""
         if epoch != self.epoch:
             self.epoch = epoch
             self.position = 0
             self.start = 0
+
+
+def resample(weights: Float[np.ndarray, " n"], offset: float) -> Int[np.ndarray, " n"]:
+    """Systematic resampling (Kitagawa 1996): n rows of n, row i about n w_i / sum(w) times.
+
+    Args:
+        weights: w, not negative, not all 0.
+        offset: A uniform random number in [0, 1).
+    """
+    count = len(weights)
+    edges = np.cumsum(weights / weights.sum()) * count
+    edges[-1] = count  # rounding must not lose the last point
+    return np.searchsorted(edges, np.arange(count) + offset, side="right")
 
 
 class Batches:
@@ -81,21 +109,21 @@ class Batches:
     def __init__(self, loader: "ResumableLoader") -> None:
         self.loader = loader
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Batch | Tensor]:
         return iter(self.loader)
 
     def __len__(self) -> int:
         return len(self.loader)
 
 
-class ResumableLoader(DataLoader[Batch]):
+class ResumableLoader(DataLoader[Batch | Tensor]):
     """A loader whose place in the epoch goes into the checkpoint.
 
     It reads in the main process (`num_workers` 0), so the sampler's position is exact. The
     position counts global batches: the number of processes may change between runs.
     """
 
-    def __init__(self, dataset: Dataset[Batch], sampler: BatchSampler, pin_memory: bool) -> None:
+    def __init__(self, dataset: Dataset[Any], sampler: BatchSampler, pin_memory: bool) -> None:
         super().__init__(dataset, batch_size=None, sampler=sampler, pin_memory=pin_memory)
         self.batches = sampler
 

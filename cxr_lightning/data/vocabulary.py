@@ -1,14 +1,18 @@
 """Health conditions: predicates over the 14 observations, and requests for a generator."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Bool
 
-from cxr_lightning.data.policies import build_condition, imply
+from cxr_lightning.data.policies import Labels, build_condition, imply
 from cxr_lightning.errors import UserError
 from cxr_lightning.types import OBSERVATIONS, Condition
+
+View = Literal["AP", "PA"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,13 @@ class HealthCondition:
     present: tuple[str, ...]
     absent: tuple[str, ...] = ()
 
+    @property
+    def definition(self) -> str:
+        """The predicate in words, such as `No Finding = 1, Support Devices not 1`."""
+        return ", ".join(
+            [*(f"{o} = 1" for o in self.present), *(f"{o} not 1" for o in self.absent)]
+        )
+
     def matches(self, table: pd.DataFrame) -> Bool[np.ndarray, " n"]:
         """Which rows of a table with raw observation columns show this condition."""
         rows = np.ones(len(table), dtype=bool)
@@ -34,15 +45,23 @@ class HealthCondition:
             rows &= table[observation].to_numpy() != 1.0
         return rows
 
-    def request(self, count: int) -> Condition:
-        """The condition to generate `count` images from: this one stated, the rest unknown."""
+    def request(self, count: int, view: View | None = None) -> Condition:
+        """The condition to generate `count` images from: this one stated, the rest unknown.
+
+        Args:
+            count: Number of images.
+            view: AP or PA, stated too.
+        """
         value = np.full((1, len(OBSERVATIONS)), np.nan, dtype=np.float32)
         value[:, [OBSERVATIONS.index(o) for o in self.present]] = 1.0
         value[:, [OBSERVATIONS.index(o) for o in self.absent]] = 0.0
         observations, known = imply(value)
+        labels = Labels(observations, known, np.zeros_like(known))
         demographics = np.full((1, 3), np.nan, dtype=np.float32)
-        one = build_condition(observations, known, demographics)
-        return Condition(one.value.repeat(count, 1), one.known.repeat(count, 1))
+        if view is not None:
+            demographics[0, 0] = float(view == "PA")
+        one = build_condition(labels, demographics)
+        return one.rows(torch.zeros(count, dtype=torch.long))
 
 
 def _key(observation: str) -> str:
@@ -54,7 +73,26 @@ CONDITIONS: dict[str, HealthCondition] = {
     **{_key(o): HealthCondition(_key(o), (o,)) for o in OBSERVATIONS},
 }
 """Every single health condition. Healthy: No Finding = 1 and no support devices. The others: the
-observation of that name = 1. Conjunctions are written with a plus sign."""
+observation of that name = 1. Conjunctions are written with a plus sign; only where support devices
+are asked for, as in `healthy+support_devices`, may a healthy radiograph show them."""
+
+
+SYNONYMS = {
+    "normal": "No Finding",
+    "healthy": "No Finding",
+    "effusion": "Pleural Effusion",
+    "oedema": "Edema",
+    "pulmonary_edema": "Edema",
+    "opacity": "Lung Opacity",
+    "enlarged_cardiac_silhouette": "Cardiomegaly",
+}
+"""Other names that observations go by, as keys."""
+
+
+def find_observation(name: str) -> str | None:
+    """The observation that a name means, in any case, with spaces, `_` or `-`; None if none."""
+    key = _key(name.strip().replace("-", " "))
+    return {**{_key(o): o for o in OBSERVATIONS}, **SYNONYMS}.get(key)
 
 
 def parse_condition(text: str) -> HealthCondition:
@@ -71,9 +109,10 @@ def parse_condition(text: str) -> HealthCondition:
             f"{', '.join(CONDITIONS)}, or several joined by '+'."
         )
     present = tuple(dict.fromkeys(o for part in parts for o in CONDITIONS[part].present))
-    absent = tuple(dict.fromkeys(o for part in parts for o in CONDITIONS[part].absent))
+    denied = dict.fromkeys(o for part in parts for o in CONDITIONS[part].absent)
+    absent = tuple(o for o in denied if o not in present)
     pathologies = [o for o in present if o not in ("No Finding", "Support Devices")]
-    if set(present) & set(absent) or ("No Finding" in present and pathologies):
+    if "No Finding" in present and pathologies:
         raise UserError(
             f"condition: {text!r} contradicts itself, since a healthy radiograph shows no finding; "
             "ask for the parts one by one."

@@ -14,7 +14,7 @@ RIDGE = 1e-2
 class LatentPrior(nn.Module, PyTorchModelHubMixin):
     """Gaussian prior whose mean depends linearly on the health condition.
 
-    p(z | c) = N(W f(c), S), f(c) = (1, known values moved to [-1, 1], known-mask): a latent code
+    p(z | c) = N(W f(c), S), f(c) = (1, `Condition.features`): a latent code
     drawn from it already fits the condition, while the standard normal of the VAE does not know
     it. W is fitted by ridge regression on the latent codes of the training images, S is the
     covariance of the residuals, shrunk towards its diagonal (Ledoit and Wolf's idea with a fixed
@@ -34,7 +34,7 @@ class LatentPrior(nn.Module, PyTorchModelHubMixin):
         super().__init__()
         self.latent_dim = latent_dim
         self.shrinkage = shrinkage
-        self.register_buffer("weight", torch.zeros(1 + 2 * len(FIELDS), latent_dim))
+        self.register_buffer("weight", torch.zeros(1 + 3 * len(FIELDS), latent_dim))
         self.register_buffer("factor", torch.eye(latent_dim))
 
     def fit(self, z: Float[Tensor, "n d"], condition: Condition) -> None:
@@ -62,6 +62,5 @@ class LatentPrior(nn.Module, PyTorchModelHubMixin):
 
 
 def _features(condition: Condition) -> Float[Tensor, "b f"]:
-    known = condition.known.float()
-    one = known.new_ones(len(known), 1)
-    return torch.cat([one, (2.0 * condition.value - 1.0) * known, known], dim=1)
+    features = condition.features()
+    return torch.cat([features.new_ones(len(features), 1), features], dim=1)

@@ -192,8 +192,7 @@ def fit_prior(
         eps = torch.randn(mean.shape, generator=noise).to(device)
         latents.append(sample_latent(mean, log_variance, eps))
         conditions.append(batch.condition)
-    merged = Condition(*(torch.cat(parts) for parts in zip(*conditions, strict=True)))
-    networks.prior.fit(torch.cat(latents), merged)
+    networks.prior.fit(torch.cat(latents), Condition.cat(conditions))
 
 
 def fixed_draws(

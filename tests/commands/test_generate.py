@@ -20,7 +20,7 @@ from cxr_lightning.data.transforms import to_image
 from cxr_lightning.data.vocabulary import parse_condition
 from cxr_lightning.diffusion.generator import Generator
 from cxr_lightning.errors import UserError
-from cxr_lightning.types import Condition
+from cxr_lightning.types import FIELDS, Condition
 
 
 @pytest.fixture
@@ -109,13 +109,27 @@ def test_pictures_are_grey_and_say_that_they_are_synthetic(run, tmp_path, produc
 def test_images_are_those_of_the_generator(run, tmp_path, products):
     out = run(tmp_path / "synthetic", seed=3, guidance=2.0, batch_size=6)
     rows = [parse_condition(name).request(3) for name in ("healthy", "pneumonia+edema")]
-    asked = Condition(*(torch.cat(parts) for parts in zip(*rows, strict=True)))
+    asked = Condition.cat(rows)
     generator = Generator.from_pretrained(products / "generator")
     made = to_image(
         generator.generate(asked, torch.arange(6), seed=3, steps=2, guidance=2.0)
     ).numpy()
     for i, picture in enumerate(pixels(out).values()):
         assert np.array_equal(picture, made[i, 0])
+
+
+@pytest.mark.parametrize(("view", "value"), [("AP", 0.0), ("PA", 1.0)])
+def test_the_view_may_be_asked_for(run, tmp_path, products, view, value):
+    out = run(tmp_path / "synthetic", count=1, view=view)
+    assert set(pd.read_csv(out / "train.csv")["AP/PA"]) == {view}
+    assert json.loads((out / "manifest.json").read_text())["view"] == view
+    asked = parse_condition("healthy").request(1, view)
+    column = FIELDS.index("PA")
+    assert (asked.known[0, column], asked.value[0, column]) == (True, value)
+    plain = run(tmp_path / "plain", count=1)
+    assert pd.read_csv(plain / "train.csv")["AP/PA"].isna().all()
+    for name, picture in pixels(plain).items():
+        assert not np.array_equal(pixels(out)[name], picture)
 
 
 def test_the_same_command_gives_the_same_bytes_and_another_seed_does_not(run, tmp_path):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from cxr_lightning.data.categories import CATEGORIES, category_weights
-from cxr_lightning.data.policies import apply_policy, build_condition
+from cxr_lightning.data.policies import LabelPolicy, Labels, build_condition
 from cxr_lightning.types import OBSERVATIONS, Condition
 
 
@@ -14,8 +14,8 @@ def condition_of(*labels: dict[str, float], uncertain="ignore") -> Condition:  #
     for row, named in enumerate(labels):
         for name, value in named.items():
             raw[row, OBSERVATIONS.index(name)] = value
-    observations, known = apply_policy(raw, uncertain)
-    return build_condition(observations, known, np.full((len(labels), 3), np.nan, np.float32))
+    observed = LabelPolicy(uncertain, soft=(0.5, 0.5)).apply(raw)
+    return build_condition(observed, np.full((len(labels), 3), np.nan, np.float32))
 
 
 NORMAL = {"No Finding": 1.0}
@@ -71,7 +71,8 @@ def test_soft_uncertain_image_is_neither_normal_nor_abnormal() -> None:
 def test_view_and_sex_use_known_demographics() -> None:
     observations = np.zeros((3, 14), np.float32)
     rows = np.array([[0, 1, 0.5], [1, 0, 0.5], [np.nan, np.nan, np.nan]], np.float32)
-    condition = build_condition(observations, observations.astype(bool), rows)
+    nothing = np.zeros((3, 14), dtype=bool)
+    condition = build_condition(Labels(observations, nothing, nothing), rows)
     assert category_weights(condition, "view").tolist() == [[1, 0], [0, 1], [0, 0]]
     assert category_weights(condition, "sex").tolist() == [[0, 1], [1, 0], [0, 0]]
 
@@ -81,7 +82,7 @@ def test_rows_sum_to_one_or_zero(scheme) -> None:  # type: ignore[no-untyped-def
     generator = torch.Generator().manual_seed(0)
     known = torch.rand(200, 17, generator=generator) < 0.4
     value = torch.where(known, (torch.rand(200, 17, generator=generator) < 0.4).float(), 0.0)
-    weights = category_weights(Condition(value, known), scheme)
+    weights = category_weights(Condition.of(value, known), scheme)
     sums = weights.sum(dim=1)
     assert weights.shape == (200, len(CATEGORIES[scheme]))
     assert (weights >= 0).all()

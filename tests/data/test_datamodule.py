@@ -7,6 +7,7 @@ import torch
 from cxr_lightning.data.datamodule import CheXpertDataModule
 from cxr_lightning.data.transforms import to_model
 from cxr_lightning.errors import UserError
+from cxr_lightning.stages.vae import VAE
 
 
 def test_splits_partition_the_table(datamodule):
@@ -106,3 +107,66 @@ def test_every_process_needs_a_validation_image(prepared, monkeypatch):
     monkeypatch.setattr(CheXpertDataModule, "_world_size", 50)
     with pytest.raises(UserError, match=r"^data\.root: the valid split .* needs at least 50;"):
         CheXpertDataModule(prepared, batch_size=50, image_size=32).setup()
+
+
+def test_view_is_balanced_in_training_alone(prepared):
+    """Over many epochs a condition's images are of each view as often as all images are."""
+    names = ["healthy", "pneumonia", "pleural_effusion"]
+    module = CheXpertDataModule(prepared, 4, 32, balance_view=names)
+    module.setup()
+    loader = module.train_dataloader()
+    table = module.prepared.table.iloc[module.rows["train"]]
+    expected = module.weights / module.weights.sum() * len(table)
+    counts = np.zeros(len(table))
+    epochs = 200
+    for epoch in range(epochs):
+        loader.batches.set_epoch(epoch)
+        counts += np.bincount(np.concatenate(list(loader.batches)), minlength=len(table))
+    # Of each epoch less than one batch is cut off; counts vary by less than one an epoch.
+    seen = counts / epochs * len(table) / (len(loader) * 4)
+    assert abs(seen - expected).max() < 5 * 0.5 / epochs**0.5
+    assert module.val_dataloader().batches.weights is None
+    plain = CheXpertDataModule(prepared, 4, 32)
+    plain.setup()
+    assert plain.train_dataloader().batches.weights is None
+
+
+def test_resident_images_make_the_same_batches(prepared):
+    modules = []
+    for resident in (False, True):
+        module = CheXpertDataModule(prepared, 4, 32, resident=resident, blank="negative")
+        module.setup()
+        modules.append(module)
+    for name in ("train_dataloader", "val_dataloader"):
+        loaders = [getattr(module, name)() for module in modules]
+        for plain, rows in zip(*loaders, strict=True):
+            assert isinstance(rows, torch.Tensor)
+            first = modules[0].on_after_batch_transfer(plain, 0)
+            second = modules[1].on_after_batch_transfer(rows, 0)
+            assert torch.equal(first.image, second.image)
+            assert torch.equal(first.index, second.index)
+            for one, other in zip(first.condition, second.condition, strict=True):
+                assert torch.equal(one, other)
+
+
+def test_resident_images_are_copied_once_in_blocks(prepared, monkeypatch):
+    monkeypatch.setattr("cxr_lightning.data.dataset.BLOCK", 7)
+    module = CheXpertDataModule(prepared, 4, 32, resident=True)
+    module.setup()
+    for rows in module.train_dataloader():
+        module.on_after_batch_transfer(rows, 0)
+        first = module.on_device
+    assert module.on_device is first
+    assert np.array_equal(first.images.numpy(), module.prepared.images)
+
+
+@pytest.mark.parametrize("resident", [None, False, True])
+def test_training_is_the_same_bit_for_bit(prepared, quiet_trainer, resident):
+    losses = []
+    for choice in (False, resident):
+        torch.manual_seed(0)
+        stage = VAE(image_size=32, width=4, latent_dim=4)
+        module = CheXpertDataModule(prepared, 4, 32, resident=choice)
+        quiet_trainer(max_steps=3, limit_val_batches=1).fit(stage, module)
+        losses.append([p.detach().clone() for p in stage.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*losses, strict=True))

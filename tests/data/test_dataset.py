@@ -5,7 +5,14 @@ import pandas as pd
 import pytest
 import torch
 
-from cxr_lightning.data.dataset import Radiographs, demographics, table_condition
+from cxr_lightning.data.dataset import (
+    Radiographs,
+    demographics,
+    read_probabilities,
+    table_condition,
+)
+from cxr_lightning.data.policies import LabelPolicy
+from cxr_lightning.errors import UserError
 from cxr_lightning.types import FIELDS, OBSERVATIONS
 
 
@@ -59,7 +66,7 @@ def test_a_row_becomes_a_condition_under_the_policies():
             {"No Finding": 1.0, "Sex": "Female"},
         ]
     )
-    condition = table_condition(rows, {"Edema": "soft"}, "unknown")
+    condition = table_condition(rows, LabelPolicy({"Edema": "soft"}, soft=(0.5, 0.5)))
     first = dict(zip(FIELDS, condition.value[0].tolist(), strict=True))
     known = dict(zip(FIELDS, condition.known[0].tolist(), strict=True))
     assert (first["Pneumonia"], first["Edema"], first["Fracture"]) == (1.0, 0.5, 0.0)
@@ -73,3 +80,36 @@ def test_a_row_becomes_a_condition_under_the_policies():
     assert not second["Support Devices"]
     assert second["Pneumonia"]
     assert second["Male"]
+
+
+def write_probabilities(file, text):
+    file.write_text(text)
+    return file
+
+
+def test_probabilities_are_joined_by_path(tmp_path):
+    file = write_probabilities(tmp_path / "p.csv", "Edema,Path\n0.25,b\n0.5,unused\n,a\n")
+    values = read_probabilities(file, pd.Series(["a", "b", "c"]))
+    edema = OBSERVATIONS.index("Edema")
+    np.testing.assert_array_equal(values[:, edema], np.float32([np.nan, 0.25, np.nan]))
+    assert np.isnan(np.delete(values, edema, axis=1)).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Path,Edema\na,1.5\n", "holds 1.5, which is not in 0 to 1"),
+        ("Path,Edema\na,often\n", "cannot be read"),
+        ("File,Edema\na,0.5\n", "cannot be read"),
+        ("", "cannot be read"),
+    ],
+)
+def test_probabilities_that_are_none(tmp_path, text, message):
+    file = write_probabilities(tmp_path / "p.csv", text)
+    with pytest.raises(UserError, match=rf"data\.probabilities: .*{message}"):
+        read_probabilities(file, pd.Series(["a"]))
+
+
+def test_absent_probabilities(tmp_path):
+    with pytest.raises(UserError, match=r"data\.probabilities: .*absent\.csv cannot be read"):
+        read_probabilities(tmp_path / "absent.csv", pd.Series(["a"]))

@@ -3,11 +3,12 @@
 from collections.abc import Iterable
 from itertools import chain
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset
 
-from cxr_lightning.data.sampler import BatchSampler, ResumableLoader
+from cxr_lightning.data.sampler import BatchSampler, ResumableLoader, resample
 
 
 def sampler(rows: int = 22, batch_size: int = 4, **changes) -> BatchSampler:
@@ -137,3 +138,34 @@ def test_place_is_saved_whatever_the_number_of_processes():
 def test_length_is_the_number_of_batches():
     assert len(loader()) == 5
     assert len(loader(shuffle=False)) == 6
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.3, 0.999999])
+def test_resampling_is_each_share_rounded(offset):
+    rng = np.random.default_rng(0)
+    for weights in (rng.uniform(0, 4, 50), np.ones(7), np.array([0.0, 5.0, 0.0, 1.0])):
+        rows = resample(weights, offset)
+        assert len(rows) == len(weights)
+        share = len(weights) * weights / weights.sum()
+        counts = np.bincount(rows, minlength=len(weights))
+        assert (counts >= np.floor(share - 1e-9)).all()
+        assert (counts <= np.ceil(share + 1e-9)).all()
+
+
+def test_resampling_has_the_right_mean():
+    weights = np.array([0.2, 1.7, 0.4, 1.7])
+    offsets = (np.arange(1000) + 0.5) / 1000  # every uniform number once
+    counts = sum(np.bincount(resample(weights, u), minlength=4) for u in offsets) / 1000
+    np.testing.assert_allclose(counts, weights, atol=1e-3)
+
+
+def test_weighted_epochs_are_stateless_and_shared_by_ranks():
+    weights = np.random.default_rng(0).uniform(0.1, 3, 22)
+    alone = epochs(sampler(weights=weights), 3)
+    assert epochs(sampler(weights=weights), 3) == alone
+    assert alone[0] != alone[1]
+    ranks = [epochs(sampler(weights=weights, rank=r, world_size=2), 3) for r in range(2)]
+    for epoch, parts in zip(alone, zip(*ranks, strict=True), strict=True):
+        assert [flat(pair) for pair in zip(*parts, strict=True)] == epoch
+    assert flat(sampler(weights=np.ones(22))) != flat(sampler(shuffle=False))
+    assert len(set(flat(sampler(weights=np.ones(22))))) == 20  # equal weights: a permutation

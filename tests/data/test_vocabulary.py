@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cxr_lightning.data.vocabulary import CONDITIONS, parse_condition
+from cxr_lightning.data.vocabulary import CONDITIONS, find_observation, parse_condition
 from cxr_lightning.errors import UserError
 from cxr_lightning.types import OBSERVATIONS
 
@@ -75,12 +75,35 @@ def test_unknown_condition(text):
         parse_condition(text)
 
 
-@pytest.mark.parametrize(
-    "text", ["healthy+pneumonia", "no_finding+edema", "healthy+support_devices"]
-)
+@pytest.mark.parametrize("text", ["healthy+pneumonia", "no_finding+edema"])
 def test_contradiction(text):
     with pytest.raises(UserError, match="contradicts itself"):
         parse_condition(text)
+
+
+def test_healthy_with_devices_if_asked():
+    asked = parse_condition("healthy+support_devices")
+    assert asked.present == ("No Finding", "Support Devices")
+    assert asked.absent == ()
+    assert parse_condition("healthy").absent == ("Support Devices",)
+    assert parse_condition("healthy").definition == "No Finding = 1, Support Devices not 1"
+
+
+@pytest.mark.parametrize(
+    ("name", "observation"),
+    [
+        ("NORMAL", "No Finding"),
+        ("healthy", "No Finding"),
+        ("pleural effusion", "Pleural Effusion"),
+        ("Pleural-Effusion", "Pleural Effusion"),
+        ("effusion", "Pleural Effusion"),
+        ("PNEUMONIA", "Pneumonia"),
+        ("oedema", "Edema"),
+        ("flu", None),
+    ],
+)
+def test_names_of_observations(name, observation):
+    assert find_observation(name) == observation
 
 
 def test_no_finding_with_devices_is_no_contradiction():

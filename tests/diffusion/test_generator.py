@@ -44,7 +44,7 @@ def build(make_autoencoder, make_denoiser):
 def asked(count: int) -> Condition:
     generator = torch.Generator().manual_seed(4)
     known = torch.rand(count, len(FIELDS), generator=generator) < 0.5
-    return Condition(torch.rand(count, len(FIELDS), generator=generator) * known, known)
+    return Condition.of(torch.rand(count, len(FIELDS), generator=generator) * known, known)
 
 
 def original(count: int) -> Tensor:

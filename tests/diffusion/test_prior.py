@@ -15,15 +15,16 @@ def conditions(n: int, seed: int = 0) -> Condition:
     generator = torch.Generator().manual_seed(seed)
     known = torch.rand(n, len(FIELDS), generator=generator) < 0.7
     value = (torch.rand(n, len(FIELDS), generator=generator) < 0.5).float() * known
-    return Condition(value, known)
+    uncertain = ~known & (torch.rand(known.shape, generator=generator) < 0.3)
+    return Condition(value, known, uncertain)
 
 
 def features(condition: Condition) -> Tensor:
-    """(1, value in [-1, 1] where known, known), written out."""
+    """(1, value in [-1, 1] where known, known, uncertain), written out."""
     rows = []
-    for value, known in zip(condition.value.tolist(), condition.known.tolist(), strict=True):
+    for value, known, uncertain in zip(*(part.tolist() for part in condition), strict=True):
         signs = [2 * v - 1 if k else 0.0 for v, k in zip(value, known, strict=True)]
-        rows.append([1.0, *signs, *map(float, known)])
+        rows.append([1.0, *signs, *map(float, known), *map(float, uncertain)])
     return torch.tensor(rows, dtype=torch.float64)
 
 
@@ -72,7 +73,7 @@ def test_samples_have_the_fitted_mean_and_covariance():
     prior.fit(torch.randn(50, D) @ torch.randn(D, D), conditions(50))
     one = conditions(1, seed=5)
     n = 50_000
-    many = Condition(one.value.expand(n, -1), one.known.expand(n, -1))
+    many = one.rows(torch.zeros(n, dtype=torch.long))
     noise = torch.randn(n, D, generator=torch.Generator().manual_seed(2))
     z = prior(noise, many).double()
     mean = features(one) @ prior.weight.double()
@@ -124,7 +125,7 @@ def test_code_fits_the_condition_it_is_asked_for():
     prior.fit(z, condition)
     value, known = torch.zeros(2, 17), torch.zeros(2, 17, dtype=torch.bool)
     value[1, 4], known[:, 4] = 1.0, True
-    absent, present = prior(torch.zeros(2, D), Condition(value, known))
+    absent, present = prior(torch.zeros(2, D), Condition.of(value, known))
     # the ridge takes RIDGE / 0.7 = 1.4 %, the finite sample less than 5 %
     torch.testing.assert_close(absent, torch.full((D,), -2.0), rtol=0, atol=0.2)
     torch.testing.assert_close(present, torch.full((D,), 2.0), rtol=0, atol=0.2)

@@ -1,5 +1,7 @@
 """Embedding of a condition."""
 
+import itertools
+
 import torch
 
 from cxr_lightning.networks.condition import ConditionEmbedding
@@ -9,17 +11,18 @@ from cxr_lightning.types import FIELDS, Condition
 def some(count: int, seed: int = 0) -> Condition:
     generator = torch.Generator().manual_seed(seed)
     known = torch.rand(count, len(FIELDS), generator=generator) < 0.5
-    return Condition(torch.rand(count, len(FIELDS), generator=generator) * known, known)
+    return Condition.of(torch.rand(count, len(FIELDS), generator=generator) * known, known)
 
 
-def test_unknown_zero_and_one_of_a_field_are_three_different_things(randomize):
+def test_unknown_uncertain_absent_and_present_are_four_different_things(randomize):
     network = randomize(ConditionEmbedding(16))
-    value, known = torch.zeros(3, 17), torch.zeros(3, 17, dtype=torch.bool)
-    known[1:, 4], value[2, 4] = True, 1.0
-    unknown, absent, present = network(Condition(value, known))
-    assert not torch.allclose(unknown, absent, atol=1e-4)
-    assert not torch.allclose(absent, present, atol=1e-4)
-    assert not torch.allclose(unknown, present, atol=1e-4)
+    condition = Condition.unknown(4)
+    condition.uncertain[1, 4] = True
+    condition.known[2:, 4], condition.value[3, 4] = True, 1.0
+    embedded = network(condition)
+    for first, second in itertools.combinations(embedded, 2):
+        assert not torch.allclose(first, second, atol=1e-4)
+    assert not torch.allclose(embedded[1], (embedded[2] + embedded[3]) / 2, atol=1e-4)
 
 
 def test_the_value_of_an_unknown_field_is_not_seen(randomize):
@@ -46,7 +49,7 @@ def test_a_field_that_training_never_knows_leaves_no_trace():
         (network(some(8, step).keep(mask)) - 1.0).square().mean().backward()
         optimizer.step()
     null = Condition.unknown(1)
-    asked = Condition(null.value.clone(), null.known.clone())
+    asked = Condition.of(null.value.clone(), null.known.clone())
     asked.value[0, 3], asked.known[0, 3] = 1.0, True
     assert torch.equal(network(asked), network(null))
     asked.value[0, 4], asked.known[0, 4] = 1.0, True

@@ -24,7 +24,7 @@ def inputs(batch: int, channels: int = 1, size: int = 32) -> dict[str, object]:
 
 def full(count: int) -> Condition:
     value = torch.rand(count, len(FIELDS), generator=torch.Generator().manual_seed(3))
-    return Condition(value, torch.ones(count, len(FIELDS), dtype=torch.bool))
+    return Condition.of(value, torch.ones(count, len(FIELDS), dtype=torch.bool))
 
 
 def attention_heights(network: Denoiser) -> list[int]:

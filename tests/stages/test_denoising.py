@@ -39,7 +39,7 @@ def stage() -> VAE:
 
 
 def full(count: int) -> Condition:
-    return Condition(torch.rand(count, len(FIELDS)), torch.ones(count, 17, dtype=torch.bool))
+    return Condition.of(torch.rand(count, len(FIELDS)), torch.ones(count, 17, dtype=torch.bool))
 
 
 def draws(networks: GeneratorInTraining, count: int = 3) -> Draws:

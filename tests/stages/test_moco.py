@@ -36,7 +36,7 @@ def radiographs(count: int, seed: int) -> Batch:
     value[:, 0], value[:, 5] = 1.0 - abnormal, abnormal.float()
     known = torch.zeros(count, 17, dtype=torch.bool)
     known[:, [0, 5]] = True
-    return Batch(to_image(image), Condition(value, known), torch.arange(count))
+    return Batch(to_image(image), Condition.of(value, known), torch.arange(count))
 
 
 class TinyData(CheXpertDataModule):
