@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Literal
@@ -12,6 +12,8 @@ from typing import Literal
 import pandas as pd
 from tqdm import tqdm
 
+from cxr_lightning.commands.describe import format_table
+from cxr_lightning.data.description import count_conditions
 from cxr_lightning.data.prepared import (
     PreparedWriter,
     open_prepared,
@@ -21,11 +23,10 @@ from cxr_lightning.data.prepared import (
 )
 from cxr_lightning.data.resize import Aspect, Resize
 from cxr_lightning.data.sources.base import Source
-from cxr_lightning.data.sources.chexpert import ChexpertSource
-from cxr_lightning.data.sources.folder import FolderSource
-from cxr_lightning.data.sources.medmnist import Flag, MedmnistSource, NativeSize
-from cxr_lightning.data.sources.phantom import PhantomSource
+from cxr_lightning.data.sources.medmnist import Flag, NativeSize
 from cxr_lightning.data.sources.reading import Chunk, read_chunks, split_rows
+from cxr_lightning.data.sources.registry import Options, SourceName, open_source
+from cxr_lightning.data.sources.tables import PROBLEM
 from cxr_lightning.data.split import SPLITS, assign_splits
 from cxr_lightning.errors import UserError
 
@@ -33,7 +34,7 @@ MIN_SIZE, MAX_SIZE = 8, 4096
 
 
 def prepare(
-    source: Literal["chexpert", "medmnist", "folder", "phantom"],
+    source: SourceName,
     root: Path,
     out: Path,
     size: int = 64,
@@ -43,22 +44,32 @@ def prepare(
     valid_fraction: float = 0.1,
     seed: int = 0,
     strict: bool = False,
+    labels: str | None = None,
     csv: Path | None = None,
+    columns: dict[str, str] | None = None,
     flag: Flag = "pneumoniamnist",
     download_size: NativeSize | None = None,
     patients: int = 400,
+    parts: list[str] | None = None,
 ) -> None:
     """Reads a data set once and writes the prepared data set that everything else reads.
 
     The result is a folder with all images as one uint8 array, a table with the labels as they are
-    (uncertain and blank stay what they are), and a list of the images that could not be read. The
-    same command goes on where a killed one stopped, and does nothing where all is done.
+    (uncertain, blank and not annotated stay what they are), and a list of the images that could not
+    be read and the rows that could not be used. The same command goes on where a killed one
+    stopped, and does nothing where all is done. `cxr prepare --describe PREPARED` says what is in
+    one.
 
     Args:
-        source: What lies at root: `chexpert` (any data set in CheXpert's layout), `medmnist`,
-            `folder` (images and a CSV file), `phantom` (simulated radiographs, made on the way).
+        source: What lies at root: `chexpert` (CheXpert, or any data set in its layout),
+            `chexpert_plus`, `mimic_cxr` (MIMIC-CXR-JPG), `nih14` (NIH ChestX-ray14), `rsna`
+            (RSNA Pneumonia 2018), `vindr` (VinDr-CXR), `medmnist`, `folder` (images and a CSV file,
+            or sub-folders as classes), `dicom` (DICOM files, and a CSV file if there is one),
+            `mixture` (several prepared data sets), `phantom` (simulated radiographs, made on the
+            way).
         root: Folder of the data set. medmnist: holds `<flag>.npz`, or receives it. phantom:
-            receives the simulated data set if it is empty or absent.
+            receives the simulated data set if it is empty or absent. mixture: holds the prepared
+            data sets as sub-folders.
         out: Folder to write; must be absent or empty.
         size: Side of the square images, in pixels.
         workers: Processes that read images; default: one a core.
@@ -66,71 +77,96 @@ def prepare(
         aspect: `pad` keeps the whole image on black, `crop` the central square.
         valid_fraction: Share of the patients in the validation split where the data set has none.
         seed: Seed of that split, and of the phantom.
-        strict: Whether one unreadable image is an error, with nothing written.
-        csv: folder: the CSV file; default: the only one in root.
+        strict: Exit with code 2 if an image could not be read or a row not be used; the data set
+            of the others is written all the same.
+        labels: Whose labels to take. chexpert: `chexpert`, `chexbert`, `visualchexbert`.
+            chexpert_plus: `report`, `findings`, `impression`. mimic_cxr: `chexpert`, `negbio`.
+            Default: the first.
+        csv: folder, dicom: the CSV file; default: the only one in root, if there is one.
+        columns: folder, dicom: our name of a column (or class) to yours, such as
+            `{"Path": "file", "Pleural Effusion": "effusion"}`.
         flag: medmnist: which set.
         download_size: medmnist: side of the original images; default: the smallest that is no
             smaller than size.
         patients: phantom: number of simulated patients.
+        parts: mixture: names of the prepared data sets; default: all in root.
 
     Raises:
-        UserError: If an argument or the data set is wrong, no image can be read, or the disk has
-            no room.
+        UserError: If an argument or the data set is wrong, no image can be read, the disk has no
+            room, or, with strict, anything was left out.
     """
     _check_numbers(size, workers, valid_fraction, seed)
     _check_out(out, root)
     cores = workers or os.cpu_count() or 1
-    data_set: Source
-    if source == "chexpert":
-        data_set = ChexpertSource(root)
-    elif source == "folder":
-        data_set = FolderSource(root, csv)
-    elif source == "medmnist":
-        data_set = MedmnistSource(root, flag, size, download_size)
-    else:
-        data_set = PhantomSource(root, patients=patients, size=size, seed=seed, workers=cores)
+    resize = Resize(size, aspect)
+    options = Options(
+        resize=resize,
+        labels=labels,
+        csv=csv,
+        columns=columns or {},
+        parts=parts,
+        flag=flag,
+        download_size=download_size,
+        patients=patients,
+        seed=seed,
+        workers=cores,
+    )
+    data_set = open_source(source, root, options)
     table = data_set.table()
-    table["split"] = assign_splits(table, valid_fraction, seed)
+    _require_usable(table, root)
+    usable = table[PROBLEM] == ""
+    table.loc[usable, "split"] = assign_splits(table[usable], valid_fraction, seed)
     if views == "frontal":
         table = _leave_out_laterals(table, root)
-    resize = Resize(size, aspect)
     request = _request(data_set, root, resize, table)
     if _is_complete(out, request):
-        if strict:
-            _refuse_failures(read_failures(out))
+        failed = read_failures(out)
         print(f"{out} is complete already: {_summary(open_prepared(out).table)}.")
-        return
-    with open_writer(out, table, size, request) as writer:
-        _write(data_set, resize, writer, cores, strict)
-        writer.finish(source, resize, {"request": request})
-    _report(out, writer)
+    else:
+        with open_writer(out, table, size, request) as writer:
+            _write(data_set, resize, writer, cores)
+            writer.finish(source, data_set.origins, resize, request)
+        failed = writer.failed()
+        _report(out, writer)
+    if strict and len(failed):
+        path, reason = failed.iloc[0]
+        raise UserError(
+            f"strict: {len(failed)} of {len(table)} images were left out ({path or 'first'}: "
+            f"{reason}); {out} holds the others, and its failures.csv lists these."
+        )
 
 
-def _write(
-    data_set: Source, resize: Resize, writer: PreparedWriter, workers: int, strict: bool
-) -> None:
+def _write(data_set: Source, resize: Resize, writer: PreparedWriter, workers: int) -> None:
     """Reads and writes the rows that are left."""
-    if strict:
-        _refuse_failures(writer.reasons())
     for chunk in _read(data_set, resize, writer, workers):
         writer.append(chunk)
-        if strict:
-            _refuse_failures(writer.reasons())
     if writer.count == 0:
-        path, reason = next(iter(writer.reasons().items()))
+        path, reason = writer.failed().iloc[-1]
         raise UserError(
             f"root: none of the {len(writer.table)} images can be read ({path}: {reason}); check "
             "the folder."
         )
 
 
+def _require_usable(table: pd.DataFrame, root: Path) -> None:
+    """Raises a UserError if every row has a problem."""
+    if (table[PROBLEM] != "").all():
+        raise UserError(
+            f"root: none of the {len(table)} rows in {root} can be used "
+            f"({table[PROBLEM].iloc[0]}); correct them."
+        )
+
+
 def _leave_out_laterals(table: pd.DataFrame, root: Path) -> pd.DataFrame:
-    """The rows that are not lateral views; prints how many are."""
-    lateral = table["Frontal/Lateral"].str.lower() == "lateral"
+    """The rows that are not lateral views; prints how many are, and how many may be."""
+    view = table["Frontal/Lateral"].str.lower()
+    lateral = view == "lateral"
     if lateral.all():
         raise UserError(f"views: {root} has lateral views only; use --views all.")
     if lateral.any():
         print(f"{lateral.sum()} lateral views are left out (--views all keeps them).")
+    if (view == "").any():
+        print(f"{(view == '').sum()} images of unstated view are kept: they count as frontal.")
     return table[~lateral].reset_index(drop=True)
 
 
@@ -176,7 +212,7 @@ def _is_complete(out: Path, request: str) -> bool:
     """Whether `out` is the result of the same request; a UserError if it is anything else."""
     if not out.exists() or not any(out.iterdir()):
         return False
-    if read_header(out).get("request") != request:
+    if read_header(out)["request"] != request:
         raise _occupied(out)
     return True
 
@@ -199,15 +235,6 @@ def _read(
             bar.update(chunk.rows)
 
 
-def _refuse_failures(failures: Mapping[str, str]) -> None:
-    """Raises a UserError that names the first image that could not be read, if there is one."""
-    for path, reason in failures.items():
-        raise UserError(
-            f"strict: {path} cannot be read ({reason}); repair it, or run without --strict to list "
-            "all such images in failures.csv."
-        )
-
-
 def _summary(table: pd.DataFrame) -> str:
     """Such as `850 images (720 train, 130 valid) of 208 patients`."""
     counts = Counter(table["split"])
@@ -217,10 +244,11 @@ def _summary(table: pd.DataFrame) -> str:
 
 def _report(out: Path, writer: PreparedWriter) -> None:
     """Prints what was made and what was not."""
-    kept = writer.table.drop(index=list(writer.failures))
+    kept, failed = writer.kept(), writer.failed()
     print(f"wrote {_summary(kept)}, {writer.size} x {writer.size} px, to {out}")
-    where = f", see {out / 'failures.csv'}" if writer.failures else ""
-    print(f"{len(writer.failures)} failures{where}")
+    where = f", see {out / 'failures.csv'}" if len(failed) else ""
+    print(f"{len(failed)} failures{where}")
+    print(f"health conditions:\n{format_table(count_conditions(kept))}")
     for split in ("train", "valid"):
         if not (kept["split"] == split).any():
             print(f"no image is in {split}; --valid_fraction and --seed decide about it")

@@ -1,14 +1,17 @@
 """The prepared data set: a folder with one uint8 array and one table, read by everything else.
 
 `header.json`, `images.npy` (uint8 (n, size, size)), `table.csv` (one row an image, in array order,
-labels raw), `failures.csv` (Path and reason of every image that could not be read).
+labels raw: 1, 0, -1, blank where not mentioned, n/a where not annotated in this data set),
+`failures.csv` (Path and reason of what could not be read or used).
 """
 
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from io import BufferedRandom, BytesIO, TextIOWrapper
@@ -22,15 +25,32 @@ from PIL import features
 
 from cxr_lightning import __version__
 from cxr_lightning.data.resize import Resize
-from cxr_lightning.data.sources.base import TABLE_COLUMNS, parse_numbers
+from cxr_lightning.data.sources.base import TABLE_COLUMNS
 from cxr_lightning.data.sources.reading import Chunk
+from cxr_lightning.data.sources.tables import PROBLEM, parse_numbers
 from cxr_lightning.data.split import SPLITS
 from cxr_lightning.errors import UserError
 from cxr_lightning.files import sha256_file
+from cxr_lightning.types import NOT_ANNOTATED, OBSERVATIONS
 
-FORMAT = 1
+FORMAT = 2
 FILES = ("header.json", "images.npy", "table.csv", "failures.csv")
-HEADER_KEYS = ("format", "source", "count", "size", "resize", "versions", "sha256")
+HEADER_KEYS = (
+    "format",
+    "source",
+    "origins",  # collections whose images it holds
+    "count",
+    "size",
+    "resize",
+    "versions",
+    "sha256",  # of images.npy
+    "request",  # of all that decides about the result
+    "rows_sha256",  # of the column Path, in order: labels may be corrected, rows may not move
+)
+EXTENT = ("width", "height")
+"""Columns of the prepared table after a source's: the original's size in pixels."""
+
+
 TABLE_BYTES = 1000
 """Room for one row of the table, in bytes; a report may need more."""
 
@@ -43,8 +63,9 @@ class PreparedDataset:
         root: Its folder.
         header: What `header.json` says.
         images: uint8 (n, size, size), memory-mapped, read-only.
-        table: One row an image. Observations and Age are float with NaN for blank, the other
-            columns text with "" for blank.
+        table: One row an image. Observations and Age are float with NaN for blank (observations
+            `NOT_ANNOTATED` where nobody looked), width and height are int, the other columns text
+            with "" for blank.
     """
 
     root: Path
@@ -81,6 +102,8 @@ def open_prepared(root: Path, *, verify: bool = False) -> PreparedDataset:
     table = _read_table(root)
     if len(table) != len(images):
         raise _broken(root, f"has {len(table)} rows in table.csv and {len(images)} images")
+    if hash_rows(table) != header["rows_sha256"]:
+        raise _broken(root, "has other rows in table.csv than images in images.npy")
     if verify and sha256_file(root / "images.npy") != header["sha256"]:
         raise _broken(root, "has an images.npy that differs from the hash in its header")
     return PreparedDataset(root, header, images, table)
@@ -110,10 +133,19 @@ def read_header(root: Path) -> dict[str, Any]:
     return header
 
 
-def read_failures(root: Path) -> dict[str, str]:
-    """Why images could not be read, by `Path`."""
-    failed = pd.read_csv(root / "failures.csv", dtype=str, keep_default_na=False)
-    return dict(zip(failed["Path"], failed["reason"], strict=True))
+def read_failures(root: Path) -> pd.DataFrame:
+    """What could not be read or used, and why: columns `Path` and `reason`."""
+    return pd.read_csv(root / "failures.csv", dtype=str, keep_default_na=False)
+
+
+def hash_image(image: UInt8[np.ndarray, "h w"]) -> bytes:
+    """128 bits that tell images apart by their pixels."""
+    return hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+
+
+def hash_rows(table: pd.DataFrame) -> str:
+    """Hex sha256 of which image each row is."""
+    return hashlib.sha256("\n".join(table["Path"]).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def describe_versions() -> dict[str, str]:
@@ -134,7 +166,10 @@ class PreparedWriter:
     request goes on from there.
 
     Attributes:
+        table: The rows that are wanted.
+        problems: Why other rows are not, by position: columns `Path` and `reason`.
         rows_done: Rows of the table that are read already, written or failed.
+        extents: Width and height of each image that was written.
         failures: Reason by row.
     """
 
@@ -143,15 +178,18 @@ class PreparedWriter:
 
         Args:
             out: Final folder; must be absent or empty.
-            table: All rows that are wanted, with the columns of a source's table.
+            table: All rows, with the columns of a source's table.
             size: Side of the images, in pixels.
             request: Hash of all that decides about the result.
         """
         self.out = out
         self.partial = partial_folder(out)
-        self.table = table
+        wanted = table[PROBLEM] == ""
+        self.problems = table.loc[~wanted, ["Path", PROBLEM]].rename(columns={PROBLEM: "reason"})
+        self.table = table[wanted].drop(columns=PROBLEM).reset_index(drop=True)
         self.size = size
         self.rows_done = 0
+        self.extents: list[tuple[int, int]] = []
         self.failures: dict[int, str] = {}
         self.partial.mkdir(parents=True, exist_ok=True)
         self._journal = self._open_journal()
@@ -167,36 +205,48 @@ class PreparedWriter:
         """Images written."""
         return self.rows_done - len(self.failures)
 
-    def reasons(self) -> dict[str, str]:
-        """Why images could not be read, by `Path`."""
-        return {str(self.table["Path"].iloc[row]): why for row, why in self.failures.items()}
+    def failed(self) -> pd.DataFrame:
+        """What could not be used or read so far, and why: columns `Path` and `reason`."""
+        paths = self.table["Path"].iloc[list(self.failures)]
+        unread = pd.DataFrame({"Path": paths, "reason": list(self.failures.values())})
+        return pd.concat([self.problems, unread], ignore_index=True)
+
+    def kept(self) -> pd.DataFrame:
+        """The rows of the images that were written, with their `EXTENT`."""
+        kept = self.table.drop(index=list(self.failures)).reset_index(drop=True)
+        extents = pd.DataFrame(self.extents, columns=list(EXTENT), dtype=int)
+        return pd.concat([kept, extents], axis=1)
 
     def append(self, chunk: Chunk) -> None:
         """Adds the next rows."""
         self._images.write(np.ascontiguousarray(chunk.images).tobytes())
         self._images.flush()
-        self._journal.write(json.dumps({"rows": chunk.rows, "failures": chunk.failures}) + "\n")
+        record = {"rows": chunk.rows, "extents": chunk.extents, "failures": chunk.failures}
+        self._journal.write(json.dumps(record) + "\n")
         self._journal.flush()
-        self._record(chunk.rows, chunk.failures)
+        self._record(chunk.rows, chunk.extents, chunk.failures)
 
-    def finish(self, source: str, resize: Resize, extra: dict[str, Any]) -> dict[str, Any]:
+    def finish(
+        self, source: str, origins: Sequence[str], resize: Resize, request: str
+    ) -> dict[str, Any]:
         """Completes the folder and puts it at `out`; returns the header."""
         self._images.seek(0)
         self._images.write(_array_header(self.count, self.size))
         self.close()
-        kept = self.table.drop(index=list(self.failures))
+        kept = self.kept()
         write_table(kept, self.partial / "table.csv")
-        failed = pd.DataFrame(self.reasons().items(), columns=["Path", "reason"])
-        failed.to_csv(self.partial / "failures.csv", index=False)
+        self.failed().to_csv(self.partial / "failures.csv", index=False, errors="backslashreplace")
         header = {
             "format": FORMAT,
             "source": source,
+            "origins": list(origins),
             "count": self.count,
             "size": self.size,
             "resize": resize.describe(),
             "versions": describe_versions(),
             "sha256": sha256_file(self.partial / "images.npy"),
-            **extra,
+            "rows_sha256": hash_rows(kept),
+            "request": request,
         }
         text = json.dumps(header, indent=2) + "\n"
         (self.partial / "header.json").write_text(text, encoding="utf-8")
@@ -209,7 +259,8 @@ class PreparedWriter:
         self._images.close()
         self._journal.close()
 
-    def _record(self, rows: int, failures: dict[int, str]) -> None:
+    def _record(self, rows: int, extents: list[tuple[int, int]], failures: dict[int, str]) -> None:
+        self.extents += extents
         self.failures |= {self.rows_done + offset: why for offset, why in failures.items()}
         self.rows_done += rows
 
@@ -247,7 +298,8 @@ class PreparedWriter:
                 images = self.count + record["rows"] - len(failures)
                 if images * self.size**2 > available:
                     break
-                self._record(record["rows"], failures)
+                extents = [(width, height) for width, height in record["extents"]]
+                self._record(record["rows"], extents, failures)
                 valid.append(json.dumps(record) + "\n")
         self._journal.truncate(0)
         self._journal.writelines(valid)
@@ -261,27 +313,37 @@ class PreparedWriter:
 def open_writer(
     out: Path, table: pd.DataFrame, size: int, request: str
 ) -> Iterator[PreparedWriter]:
-    """A `PreparedWriter` that leaves nothing behind on an error.
+    """A `PreparedWriter` that is closed at the end.
 
-    Ctrl-C and a kill leave the hidden folder, so that the same request goes on.
+    On any error, Ctrl-C and a kill the hidden folder stays if it holds images, so that the same
+    request goes on; an empty one is removed.
 
     Raises:
         UserError: If the disk has no room, or another process writes the same folder.
     """
-    check_free_space(out, len(table), size)
-    writer = PreparedWriter(out, table, size, request)
-    try:
+    with _explain(out), ExitStack() as stack:
+        check_free_space(out, len(table), size)
+        writer = PreparedWriter(out, table, size, request)
+        stack.callback(_remove_if_empty, writer)
+        stack.callback(writer.close)
         yield writer
-    except Exception as error:
-        writer.close()
+
+
+@contextmanager
+def _explain(out: Path) -> Iterator[None]:
+    """Turns what the file system refuses into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"out: {out} cannot be written ({error}); free the space or choose another folder; "
+            "where images were read already, the same command goes on from there."
+        ) from error
+
+
+def _remove_if_empty(writer: PreparedWriter) -> None:
+    if writer.partial.is_dir() and writer.count == 0:
         shutil.rmtree(writer.partial)
-        if isinstance(error, OSError):
-            raise UserError(
-                f"out: {out} cannot be written ({error}); free the space or choose another disk."
-            ) from error
-        raise
-    finally:
-        writer.close()
 
 
 def partial_folder(out: Path) -> Path:
@@ -290,8 +352,10 @@ def partial_folder(out: Path) -> Path:
 
 
 def check_free_space(out: Path, count: int, size: int) -> None:
-    """Raises a UserError if the disk of `out` has less room than `count` images need."""
+    """Raises an error if `out` cannot be written, or its disk has no room for `count` images."""
     parent = next(folder for folder in out.absolute().parents if folder.is_dir())
+    with tempfile.TemporaryFile(dir=parent):
+        pass
     started = partial_folder(out) / "images.npy"
     written = started.stat().st_size if started.is_file() else 0
     needed = count * (size**2 + TABLE_BYTES) - written
@@ -304,9 +368,11 @@ def check_free_space(out: Path, count: int, size: int) -> None:
 
 
 def write_table(table: pd.DataFrame, file: Path) -> None:
-    """Writes a table: labels as 1.0 / 0.0 / -1.0 / blank, whole ages without a point."""
+    """Writes a table: labels as 1.0 / 0.0 / -1.0 / blank / n/a, whole ages without a point."""
     ages = ["" if np.isnan(age) else f"{age:g}" for age in table["Age"]]
-    table.assign(Age=ages).to_csv(file, index=False)
+    names = {1.0: "1.0", 0.0: "0.0", -1.0: "-1.0", NOT_ANNOTATED: "n/a"}
+    labels = {o: table[o].map(names).fillna("") for o in OBSERVATIONS}
+    table.assign(Age=ages, **labels).to_csv(file, index=False)
 
 
 def _read_table(root: Path) -> pd.DataFrame:
@@ -315,13 +381,21 @@ def _read_table(root: Path) -> pd.DataFrame:
         table = pd.read_csv(file, dtype=str, keep_default_na=False)
     except ValueError as error:
         raise _broken(root, f"has a table.csv that cannot be read ({error})") from error
-    missing = [column for column in TABLE_COLUMNS if column not in table.columns]
+    missing = [column for column in (*TABLE_COLUMNS, *EXTENT) if column not in table.columns]
     if missing:
         raise _broken(root, f"has a table.csv without {', '.join(missing)}")
     wrong = ~table["split"].isin(SPLITS)
     if wrong.any():
         raise _broken(root, f"has the split {table['split'][wrong].iloc[0]!r} in table.csv")
-    return parse_numbers(table, file)
+    table = parse_numbers(table.assign(**{PROBLEM: ""}))
+    problems = table[PROBLEM][table[PROBLEM] != ""]
+    if len(problems):
+        raise _broken(root, f"has a wrong value in table.csv, row {problems.iloc[0]}")
+    try:
+        extents = table[list(EXTENT)].astype(int)
+    except ValueError as error:
+        raise _broken(root, f"has a width or height in table.csv that is none ({error})") from error
+    return table.drop(columns=PROBLEM).assign(**{c: extents[c] for c in EXTENT})
 
 
 def _open_images(root: Path, header: dict[str, Any]) -> UInt8[np.ndarray, "n size size"]:

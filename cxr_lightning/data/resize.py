@@ -14,7 +14,7 @@ import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -40,6 +40,20 @@ DECODER_ERRORS = (
 
 class UnreadableImageError(Exception):
     """An image that cannot be read; the message is the reason that `failures.csv` states."""
+
+
+class Reading(NamedTuple):
+    """One image as it was read.
+
+    Attributes:
+        image: 8-bit grey, resized where that was asked for.
+        width: Of the original as it is seen, in pixels.
+        height: The same.
+    """
+
+    image: UInt8[np.ndarray, "h w"]
+    width: int
+    height: int
 
 
 @dataclass(frozen=True)
@@ -98,7 +112,7 @@ class Resize:
         return canvas
 
 
-def read_grey(file: Path, resize: Resize | None = None) -> UInt8[np.ndarray, "h w"]:
+def read_grey(file: Path, resize: Resize | None = None) -> Reading:
     """Decodes an image file to 8-bit grey and, where `resize` is given, resizes it.
 
     Any format that Pillow reads; of several frames, the first.
@@ -110,21 +124,29 @@ def read_grey(file: Path, resize: Resize | None = None) -> UInt8[np.ndarray, "h 
     """
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damaged metadata: the pixels decide
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file) as image:
-                extent = _reduce(image, resize) if resize else None
+                original = image.size
+                extent = _reduce(image, resize)
                 ImageOps.exif_transpose(image, in_place=True)
+                if extent is None:  # not reduced, but perhaps turned
+                    original = image.size
                 grey = to_grey(image)
     except FileNotFoundError as error:
         raise UnreadableImageError("no such file") from error
     except DECODER_ERRORS as error:
         raise UnreadableImageError(f"{type(error).__name__}: {error}") from error
-    return resize(grey, extent) if resize else grey
+    return Reading(resize(grey, extent) if resize else grey, *original)
 
 
-def _reduce(image: Image.Image, resize: Resize) -> tuple[float, float] | None:
+def _reduce(image: Image.Image, resize: Resize | None) -> tuple[float, float] | None:
     """Chooses a JPEG's DCT scale; the width and height that the smaller image covers, if any."""
-    if image.format != "JPEG" or image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+    if (
+        resize is None
+        or image.format != "JPEG"
+        or image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    ):
         return None
     drafted = image.draft("L", resize.scaled(*image.size))
     return drafted[1][2:] if drafted else None

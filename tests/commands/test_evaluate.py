@@ -15,6 +15,7 @@ from torch import nn
 from cxr_lightning.artifacts import product_sha256, save_product
 from cxr_lightning.commands import evaluate as module
 from cxr_lightning.commands.evaluate import evaluate, make_grid
+from cxr_lightning.data.prepared import hash_rows
 from cxr_lightning.diffusion.prior import LatentPrior
 from cxr_lightning.errors import UserError
 from cxr_lightning.metrics.records import AxisResult
@@ -52,10 +53,18 @@ def real(tmp_path: Path) -> Path:
         split = "valid" if patient % 3 == 0 else "train"
         rows.append(row | {"patient": f"patient{patient:05}", "study": "study1", "split": split})
         images.append(_image(condition, i))
-    pd.DataFrame(rows).to_csv(folder / "table.csv", index=False)
+    table = pd.DataFrame(rows).assign(width=SIZE, height=SIZE)
+    table.to_csv(folder / "table.csv", index=False)
     np.save(folder / "images.npy", np.stack(images))
-    header = {"format": 1, "source": "test", "count": 48, "size": SIZE, "sha256": "ab" * 32}
-    (folder / "header.json").write_text(json.dumps(header | {"resize": {}, "versions": {}}))
+    header = {"format": 2, "source": "test", "count": 48, "size": SIZE, "sha256": "ab" * 32}
+    header |= {
+        "origins": [],
+        "request": "",
+        "resize": {},
+        "versions": {},
+        "rows_sha256": hash_rows(table),
+    }
+    (folder / "header.json").write_text(json.dumps(header))
     (folder / "failures.csv").write_text("Path,reason\n")
     return folder
 

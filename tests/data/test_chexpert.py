@@ -9,8 +9,9 @@ from PIL import Image
 from cxr_lightning.data.resize import UnreadableImageError
 from cxr_lightning.data.sources.base import COLUMNS, TABLE_COLUMNS
 from cxr_lightning.data.sources.chexpert import ChexpertSource
+from cxr_lightning.data.sources.tables import PROBLEM
 from cxr_lightning.errors import UserError
-from cxr_lightning.types import OBSERVATIONS
+from cxr_lightning.types import NOT_ANNOTATED, OBSERVATIONS
 
 SMALL, FULL = "CheXpert-v1.0-small", "CheXpert-v1.0"
 BATCHES = {
@@ -103,7 +104,8 @@ def small(tmp_path):
 
 def test_quirks_survive(small):
     table = ChexpertSource(small).table()
-    assert list(table.columns) == list(TABLE_COLUMNS)
+    assert list(table.columns) == [*TABLE_COLUMNS, PROBLEM]
+    assert set(table[PROBLEM]) == {""}
     assert table["Sex"].tolist() == ["Female"] * 3 + ["Unknown", "Female", "Male", "Male"]
     assert table["Age"].tolist() == [68, 68, 68, 34, 0, 90, 73]
     assert table["AP/PA"].tolist() == ["PA", "", "AP", "LL", "RL", "AP", "AP"]
@@ -119,7 +121,10 @@ def test_uncertain_negative_and_blank_stay_distinct(small):
     assert table["Edema"].tolist()[3] == 0
     assert table["Edema"].isna().tolist() == [True, True, True, False, True, True, False]
     assert table["Fracture"].tolist()[5] == 1
-    assert table[list(OBSERVATIONS)].loc[4].isna().all()
+    annotated = ["No Finding", "Edema", "Pneumonia", "Fracture"]
+    assert table[annotated].loc[4].isna().all()
+    others = [o for o in OBSERVATIONS if o not in annotated]  # blank in every row
+    assert (table[others] == NOT_ANNOTATED).all(axis=None)
 
 
 def test_columns_are_read_by_name(small):
@@ -157,7 +162,7 @@ def test_reports_are_joined_by_path(small):
     lines = ["Path,report", f'train/{TRAIN[2][0]},"No effusion, no\nconsolidation."']
     (small / "reports.csv").write_text("\n".join([*lines, "train/patient9/none.jpg,unused"]))
     table = ChexpertSource(small).table()
-    assert list(table.columns) == [*TABLE_COLUMNS, "report"]
+    assert list(table.columns) == [*TABLE_COLUMNS, PROBLEM, "report"]
     assert table["report"].tolist() == ["", "", "No effusion, no\nconsolidation.", *[""] * 4]
 
 
@@ -178,17 +183,87 @@ def replace_text(file, old, new):
     [
         ("Edema,", "", r"train.csv lacks the column Edema"),
         ("Sex,Age", "Gender,Years", r"train.csv lacks the columns Sex, Age"),
-        ("-1.0", "2", r"train.csv, column Pneumonia, line 2: '2' is not 1, 0, -1 or blank"),
-        ("-1.0", "yes", r"column Pneumonia, line 2: 'yes'"),
-        ("34", "old", r"column Age, line 5: 'old' is not a number"),
-        ("train/patient33093", "train/p33093", "has no patient number"),
-        ("study2/view2_lateral", "study2/view1_frontal", "names .* twice"),
     ],
 )
 def test_mistakes_in_the_csv(small, old, new, message):
     replace_text(small / "train.csv", old, new)
     with pytest.raises(UserError, match=message):
         ChexpertSource(small).table()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "row", "problem"),
+    [
+        ("-1.0", "2", 0, "train.csv, line 2: Pneumonia is '2', not 1, 0, -1 or blank"),
+        ("-1.0", "yes", 0, "train.csv, line 2: Pneumonia is 'yes', not 1, 0, -1 or blank"),
+        ("34", "old", 3, "train.csv, line 5: Age is 'old', not a number of years"),
+        ("34", "-3", 3, "train.csv, line 5: Age is '-3', not a number of years"),
+        (
+            "train/patient33093",
+            "train/p33093",
+            3,
+            "train.csv, line 5: no patient number (patient00001/...)",
+        ),
+        (
+            "study2/view2_lateral",
+            "study2/view1_frontal",
+            1,
+            "train.csv, line 3: an earlier row names the same image",
+        ),
+        ("Frontal,LL", "Frontal", 3, "train.csv, line 5: 18 cells where the header has 19"),
+        ("Frontal,LL", "Frontal,LL,", 3, "train.csv, line 5: 20 cells where the header has 19"),
+    ],
+)
+def test_a_damaged_row_is_kept_with_its_problem(small, old, new, row, problem):
+    expected = ChexpertSource(small).table()
+    replace_text(small / "train.csv", old, new)
+    table = ChexpertSource(small).table()
+    assert table[PROBLEM].tolist() == ["" if i != row else problem for i in range(len(expected))]
+    others = [i for i in range(len(expected)) if i != row]
+    left = [c for c in table.columns if c not in OBSERVATIONS]  # a row less: Edema is blank now
+    pd.testing.assert_frame_equal(table.loc[others, left], expected.loc[others, left])
+
+
+def test_no_patient_number_at_all(small):
+    for file in ("train.csv", "valid.csv"):
+        text = (small / file).read_text()
+        (small / file).write_text(text.replace("/patient", "/p"))
+    with pytest.raises(UserError, match="has no patient number"):
+        ChexpertSource(small).table()
+
+
+def write_relabelled(file, prefix, edema="0"):
+    rows = [(path, "Unknown,0,Frontal,AP", {"Edema": edema}) for path, _, _ in reversed(TRAIN[1:])]
+    write_csv(file, prefix, "train", rows)
+
+
+@pytest.mark.parametrize("labels", ["chexbert", "visualchexbert"])
+@pytest.mark.parametrize("layout", ["small", "unmerged"])
+def test_relabelled_training_set(tmp_path, layout, labels):
+    write_layout(tmp_path, layout)
+    name = {"chexbert": "train_cheXbert.csv", "visualchexbert": "train_visualCheXbert.csv"}[labels]
+    home = tmp_path / SMALL if layout == "small" else tmp_path  # beside the batches
+    write_relabelled(home / name, "CheXpert-v1.0")
+    original = ChexpertSource(tmp_path).table()
+    table = ChexpertSource(tmp_path, labels).table()
+    unchanged = [c for c in table.columns if c not in OBSERVATIONS]
+    pd.testing.assert_frame_equal(table[unchanged], original[unchanged])
+    # The labeller gave nothing for the first image; the official valid labels stay.
+    assert table["Edema"].tolist() == [NOT_ANNOTATED, 0, 0, 0, 0, 0, 1]
+    assert (table.loc[0, list(OBSERVATIONS)] == NOT_ANNOTATED).all()
+
+
+def test_relabelled_set_that_does_not_fit(small):
+    with pytest.raises(UserError, match=r"labels: there is no train_cheXbert\.csv"):
+        ChexpertSource(small, "chexbert")
+    write_relabelled(small / "train_cheXbert.csv", SMALL)
+    replace_text(small / "train_cheXbert.csv", "patient33093", "patient33094")
+    with pytest.raises(UserError, match=r"names 1 images that train\.csv does not"):
+        ChexpertSource(small, "chexbert").table()
+    write_relabelled(small / "train_cheXbert.csv", SMALL)
+    replace_text(small / "train_cheXbert.csv", "AP,", "AP,,")
+    with pytest.raises(UserError, match=r"train_cheXbert\.csv, line 2: 20 cells"):
+        ChexpertSource(small, "chexbert").table()
 
 
 @pytest.mark.parametrize("content", [b"", (",".join(COLUMNS) + "\n").encode()])
@@ -238,7 +313,8 @@ def test_real_nih64():
     assert table["patient"].nunique() == 208
     assert (table["No Finding"] == 1).sum() == 419
     assert (table["Pleural Effusion"] == 1).sum() == 140
-    assert table["Support Devices"].isna().all()
+    assert (table["Support Devices"] == NOT_ANNOTATED).all()
+    assert table["Lung Opacity"].isna().any()
     assert table["AP/PA"].value_counts().to_dict() == {"PA": 513, "AP": 337}
     for path in table["Path"][::50]:
         assert source.image(path).shape == (64, 64)

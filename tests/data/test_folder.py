@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cxr_lightning.data.resize import UnreadableImageError
 from cxr_lightning.data.sources.base import TABLE_COLUMNS
 from cxr_lightning.data.sources.folder import FolderSource
+from cxr_lightning.data.sources.tables import PROBLEM
 from cxr_lightning.errors import UserError
-from cxr_lightning.types import OBSERVATIONS
+from cxr_lightning.types import NOT_ANNOTATED, OBSERVATIONS
 
 
 def write(root, text, name="images.csv"):
@@ -17,9 +17,9 @@ def write(root, text, name="images.csv"):
 
 def test_path_alone(tmp_path):
     table = FolderSource(write(tmp_path, "path\na.png\nb c.png\n")).table()
-    assert list(table.columns) == list(TABLE_COLUMNS)
+    assert list(table.columns) == [*TABLE_COLUMNS, PROBLEM]
     assert table["patient"].tolist() == ["a.png", "b c.png"]
-    assert table[list(OBSERVATIONS)].isna().all(axis=None)
+    assert (table[list(OBSERVATIONS)] == NOT_ANNOTATED).all(axis=None)
     assert set(table["split"]) == {""}
     assert set(table["Sex"]) == {"Unknown"}
     assert set(table["Frontal/Lateral"]) == {"Frontal"}
@@ -58,22 +58,113 @@ def test_image_relative_to_the_root(tmp_path):
     assert np.array_equal(FolderSource(root, other).image("sub/a.png"), image)
 
 
-def test_blank_path_is_a_failure(tmp_path):
-    source = FolderSource(write(tmp_path, "Path,patient\n,p1\na.png,p2\n"))
-    assert len(source.table()) == 2
-    with pytest.raises(UnreadableImageError, match="no path"):
-        source.image("")
+SPLIT_DEV = "split is 'dev', not train, valid, test or blank"
+
+
+@pytest.mark.parametrize(
+    ("text", "problems"),
+    [
+        ("Path,patient\n,p1\na.png,p2\n", ["no path", ""]),
+        ("Path,Edema\na.png,2\n", ["Edema is '2', not 1, 0, -1 or blank"]),
+        (
+            "Path,split\na.png,train\nb.png,dev\n",
+            ["", SPLIT_DEV],
+        ),
+        ("Path\na.png\na.png\nb.png\n", ["", "an earlier row names the same image", ""]),
+        ("Path,Sex\na.png\nb.png,Male\n", ["1 cells where the header has 2", ""]),
+        (
+            'Path,Sex\n"a.png",Male\nb.png,"Fe\nmale",x\nc.png,Male\n',
+            ["", "3 cells where the header has 2", ""],
+        ),
+    ],
+)
+def test_damaged_rows(tmp_path, text, problems):
+    found = FolderSource(write(tmp_path, text)).table()[PROBLEM].tolist()
+    assert [problem.partition(": ")[2] for problem in found] == problems
+
+
+def test_where_a_problem_is(tmp_path):
+    text = 'Path,Edema,report\na.png,1,"two\nlines"\n\nb.png,x,\n'
+    found = FolderSource(write(tmp_path, text)).table()[PROBLEM].tolist()
+    assert found == ["", "images.csv, line 5: Edema is 'x', not 1, 0, -1 or blank"]
+
+
+def test_not_annotated_and_not_mentioned(tmp_path):
+    text = "Path,Edema,Fracture,Pneumonia\na.png,1,,\nb.png,,,N/A\n"
+    table = FolderSource(write(tmp_path, text)).table()
+    assert table["Edema"].isna().tolist() == [False, True]
+    assert table["Fracture"].tolist() == [NOT_ANNOTATED] * 2  # blank throughout
+    assert table["Atelectasis"].tolist() == [NOT_ANNOTATED] * 2  # no such column
+    assert np.isnan(table["Pneumonia"][0])
+    assert table["Pneumonia"][1] == NOT_ANNOTATED
+
+
+def test_column_map(tmp_path):
+    text = "file,effusion,who,sex\na.png,1,p1,Male\nb.png,-1,p1,Female\n"
+    columns = {"Path": "file", "Pleural Effusion": "effusion", "patient": "who"}
+    table = FolderSource(write(tmp_path, text), columns=columns).table()
+    assert table["Path"].tolist() == ["a.png", "b.png"]
+    assert table["Pleural Effusion"].tolist() == [1, -1]
+    assert set(table["patient"]) == {"p1"}
+    assert table["Sex"].tolist() == ["Male", "Female"]
+    with pytest.raises(UserError, match="lacks the column pictures"):
+        FolderSource(tmp_path, columns={"Path": "pictures"}).table()
+    with pytest.raises(UserError, match="columns: 'Effusion' is not a column of a prepared table"):
+        FolderSource(tmp_path, columns={"Effusion": "effusion"})
+
+
+def write_images(root, *paths):
+    for number, path in enumerate(paths):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((4, 4), number, dtype=np.uint8)).save(root / path)
+    return root
+
+
+def test_folders_as_classes(tmp_path):
+    root = write_images(
+        tmp_path,
+        "train/NORMAL/1.png",
+        "train/PNEUMONIA/patient7_bacteria.png",
+        "val/pleural effusion/deep/down/3.png",
+        "test/Normal/4.JPG",
+        "readme.png",
+    )
+    (root / "train" / "NORMAL" / "notes.txt").write_text("no image")
+    source = FolderSource(root)
+    table = source.table().set_index("Path")
+    assert table["split"].to_dict() == {
+        "test/Normal/4.JPG": "test",
+        "train/NORMAL/1.png": "train",
+        "train/PNEUMONIA/patient7_bacteria.png": "train",
+        "val/pleural effusion/deep/down/3.png": "valid",
+    }
+    normal, pneumonia = table.loc["train/NORMAL/1.png"], table.iloc[2]
+    assert normal[["No Finding", "Pneumonia", "Pleural Effusion"]].tolist() == [1, 0, 0]
+    assert pneumonia["Pneumonia"] == 1
+    assert pneumonia[["No Finding", "Pleural Effusion"]].isna().all()
+    others = [o for o in OBSERVATIONS if o not in ("No Finding", "Pneumonia", "Pleural Effusion")]
+    assert (table[others] == NOT_ANNOTATED).all(axis=None)
+    assert pneumonia["patient"] == "patient7"
+    assert (source.image("val/pleural effusion/deep/down/3.png") == 2).all()
+
+
+def test_folders_with_other_names(tmp_path):
+    root = write_images(tmp_path, "bacteria/1.png", "normal/2.png")
+    with pytest.raises(UserError, match="'bacteria' is not named after an observation"):
+        FolderSource(root).table()
+    table = FolderSource(root, columns={"Pneumonia": "bacteria"}).table()
+    assert table["Pneumonia"].tolist() == [1, 0]
+    assert set(table["split"]) == {""}
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("file\na.png\n", "lacks the column Path"),
-        ("Path,Edema\na.png,2\n", "column Edema, line 2: '2'"),
-        ("Path,split\na.png,train\nb.png,dev\n", "column split, line 3: 'dev'"),
-        ("Path\na.png\na.png\n", "names a.png twice"),
         ("Path\n", "has no rows"),
         ("Path,PATH\na,b\n", "names the column Path twice"),
+        ("Path,Path\na,b\n", "names the column 'Path' twice"),
+        ('Path,Sex\na.png,"Male\n', "cannot be read as a CSV file"),
     ],
 )
 def test_mistakes_in_the_csv(tmp_path, text, message):
@@ -82,8 +173,8 @@ def test_mistakes_in_the_csv(tmp_path, text, message):
 
 
 def test_which_csv(tmp_path):
-    with pytest.raises(UserError, match="holds 0 CSV files"):
-        FolderSource(tmp_path)
+    with pytest.raises(UserError, match="neither a CSV file nor images in folders by class"):
+        FolderSource(tmp_path).table()
     write(tmp_path, "Path\na\n", "a.csv")
     write(tmp_path, "Path\nb\n", "b.csv")
     with pytest.raises(UserError, match="holds 2 CSV files"):

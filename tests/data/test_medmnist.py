@@ -7,9 +7,11 @@ import pytest
 
 from cxr_lightning.data.resize import Resize, UnreadableImageError
 from cxr_lightning.data.sources.base import TABLE_COLUMNS
-from cxr_lightning.data.sources.medmnist import MedmnistSource, map_nih
+from cxr_lightning.data.sources.medmnist import MedmnistSource
+from cxr_lightning.data.sources.nih_labels import map_nih
+from cxr_lightning.data.sources.tables import PROBLEM
 from cxr_lightning.errors import UserError
-from cxr_lightning.types import OBSERVATIONS
+from cxr_lightning.types import NOT_ANNOTATED, OBSERVATIONS
 
 COUNTS = {"train": 5, "val": 2, "test": 3}
 
@@ -41,7 +43,8 @@ def test_images_are_those_of_the_file(tmp_path, save):
 def test_pneumonia_table(tmp_path):
     write_npz(tmp_path / "pneumoniamnist.npz")
     table = MedmnistSource(tmp_path, "pneumoniamnist", 28).table()
-    assert list(table.columns) == list(TABLE_COLUMNS)
+    assert list(table.columns) == [*TABLE_COLUMNS, PROBLEM]
+    assert set(table[PROBLEM]) == {""}
     assert table["split"].tolist() == ["train"] * 5 + ["valid"] * 2 + ["test"] * 3
     assert table["patient"].is_unique
     assert table["Path"].is_unique
@@ -50,7 +53,7 @@ def test_pneumonia_table(tmp_path):
     assert (table["No Finding"][normal] == 1).all()
     assert table["No Finding"][~normal].isna().all()
     others = [o for o in OBSERVATIONS if o not in ("Pneumonia", "No Finding")]
-    assert table[others].isna().all(axis=None)
+    assert (table[others] == NOT_ANNOTATED).all(axis=None)
     assert set(table["AP/PA"]) == {"AP"}
     assert set(table["Frontal/Lateral"]) == {"Frontal"}
 
@@ -71,6 +74,7 @@ NIH = [
     "Pleural_Thickening",
     "Hernia",
 ]
+UNANNOTATED = ["Enlarged Cardiomediastinum", "Fracture", "Support Devices"]
 
 
 @pytest.mark.parametrize(
@@ -88,23 +92,22 @@ NIH = [
     ],
 )
 def test_nih_mapping_of_one_label(nih, observation):
-    labels = np.zeros((1, 14), dtype=np.uint8)
-    labels[0, NIH.index(nih)] = 1
+    labels = np.zeros((1, 14), dtype=bool)
+    labels[0, NIH.index(nih)] = True
     mapped = dict(zip(OBSERVATIONS, map_nih(labels)[0], strict=True))
     expected = dict.fromkeys(OBSERVATIONS, 0.0)
-    # Not annotated by NIH; No Finding is 1 or blank; any abnormality may be an opacity.
-    for blank in ["Enlarged Cardiomediastinum", "Fracture", "Support Devices", "No Finding"]:
-        expected[blank] = np.nan
-    expected["Lung Opacity"] = np.nan
+    expected |= dict.fromkeys(UNANNOTATED, NOT_ANNOTATED)
+    expected["No Finding"] = np.nan  # 1 or blank
+    expected["Lung Opacity"] = np.nan  # any abnormality may be one
     if observation:
         expected[observation] = 1.0
     np.testing.assert_equal(mapped, expected)
 
 
 def test_nih_mapping_of_no_label():
-    mapped = dict(zip(OBSERVATIONS, map_nih(np.zeros((1, 14), dtype=np.uint8))[0], strict=True))
-    blank = [o for o, value in mapped.items() if np.isnan(value)]
-    assert blank == ["Enlarged Cardiomediastinum", "Fracture", "Support Devices"]
+    mapped = dict(zip(OBSERVATIONS, map_nih(np.zeros((1, 14), dtype=bool))[0], strict=True))
+    assert [o for o, value in mapped.items() if value == NOT_ANNOTATED] == UNANNOTATED
+    assert not any(np.isnan(value) for value in mapped.values())
     assert [o for o, value in mapped.items() if value == 1] == ["No Finding"]
 
 
@@ -113,7 +116,9 @@ def test_chestmnist_table(tmp_path):
     table = MedmnistSource(tmp_path, "chestmnist", 28).table()
     assert len(table) == 10
     assert set(table["AP/PA"]) == {""}
-    assert (table["Cardiomegaly"] == 1).all()
+    assert (table["Cardiomegaly"] == 1).all()  # the second label, as all odd ones
+    assert (table["Atelectasis"] == 0).all()
+    assert (table[UNANNOTATED] == NOT_ANNOTATED).all(axis=None)
 
 
 @pytest.mark.parametrize(("size", "chosen"), [(28, 28), (32, 64), (64, 64), (100, 128), (500, 128)])

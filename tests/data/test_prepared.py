@@ -2,6 +2,7 @@ import errno
 import json
 import shutil
 from collections import namedtuple
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,9 +19,10 @@ from cxr_lightning.data.prepared import (
 from cxr_lightning.data.resize import Resize
 from cxr_lightning.data.sources.base import TABLE_COLUMNS
 from cxr_lightning.data.sources.reading import Chunk
+from cxr_lightning.data.sources.tables import PROBLEM
 from cxr_lightning.errors import UserError
 from cxr_lightning.files import sha256_file
-from cxr_lightning.types import OBSERVATIONS
+from cxr_lightning.types import NOT_ANNOTATED, OBSERVATIONS
 
 SIZE = 8
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, SIZE, SIZE), dtype=np.uint8)
@@ -30,23 +32,25 @@ def make_table(count=6):
     table = pd.DataFrame({column: [""] * count for column in TABLE_COLUMNS})
     table[list(OBSERVATIONS)] = np.nan
     table["Age"] = [34.0, np.nan, 0.0, 90.0, 40.5, 1.0][:count]
-    table.loc[:3, "Edema"] = [1.0, 0.0, -1.0, np.nan]
+    table.loc[:4, "Edema"] = [1.0, 0.0, -1.0, np.nan, NOT_ANNOTATED]
     table["Path"] = [f"train/patient{i:05d}/view1_frontal.jpg" for i in range(count)]
     table["patient"] = [f"patient{i:05d}" for i in range(count)]
-    return table.assign(split="train", study="study1", Sex="Unknown", report='"a", b\nc')
+    return table.assign(
+        split="train", study="study1", Sex="Unknown", report='"a", b\nc', **{PROBLEM: ""}
+    )
 
 
 def chunk(start, stop, failures=None):
     failures = failures or {}
     rows = [row for row in range(start, stop) if row - start not in failures]
-    return Chunk(stop - start, IMAGES[rows], failures)
+    return Chunk(stop - start, IMAGES[rows], [(100 + row, 200) for row in rows], failures)
 
 
 def write(out, *chunks):
     with open_writer(out, make_table(), SIZE, "request") as writer:
         for part in chunks:
             writer.append(part)
-        return writer.finish("folder", Resize(SIZE), {"request": "request"})
+        return writer.finish("folder", [], Resize(SIZE), "request")
 
 
 @pytest.fixture
@@ -62,12 +66,14 @@ def test_round_trip(out):
     assert not prepared.images.flags.writeable
     assert prepared.size == SIZE
     assert prepared.sha256 == sha256_file(out / "images.npy")
-    pd.testing.assert_frame_equal(prepared.table, make_table(), check_dtype=False)
+    expected = make_table().drop(columns=PROBLEM)
+    expected = expected.assign(width=np.arange(100, 106), height=200)
+    pd.testing.assert_frame_equal(prepared.table, expected, check_dtype=False)
     assert prepared.header["count"] == 6
-    assert prepared.header["format"] == 1
+    assert prepared.header["format"] == 2
     assert prepared.header["resize"]["filter"] == "bicubic"
     assert set(prepared.header["versions"]) >= {"cxr_lightning", "pillow"}
-    assert read_failures(out) == {}
+    assert read_failures(out).empty
     assert sorted(f.name for f in out.parent.iterdir()) == ["out"]
     assert sorted(f.name for f in out.iterdir()) == [
         "failures.csv",
@@ -79,7 +85,8 @@ def test_round_trip(out):
 
 def test_labels_and_ages_are_written_as_in_chexpert(out):
     text = pd.read_csv(out / "table.csv", dtype=str, keep_default_na=False)
-    assert text["Edema"].tolist() == ["1.0", "0.0", "-1.0", "", "", ""]
+    assert text["Edema"].tolist() == ["1.0", "0.0", "-1.0", "", "n/a", ""]
+    assert pd.read_csv(out / "table.csv")["Edema"].isna().tolist() == [False] * 3 + [True] * 3
     assert text["Age"].tolist() == ["34", "", "0", "90", "40.5", "1"]
 
 
@@ -89,8 +96,30 @@ def test_failures_leave_their_rows_out(tmp_path):
     prepared = open_prepared(out, verify=True)
     assert np.array_equal(prepared.images, IMAGES[[0, 2, 3, 5]])
     assert prepared.table["Age"].tolist() == [34, 0, 90, 1]
+    assert prepared.table["width"].tolist() == [100, 102, 103, 105]
     paths = make_table()["Path"]
-    assert read_failures(out) == {paths[1]: "truncated, badly", paths[4]: "no such file"}
+    assert read_failures(out).to_numpy().tolist() == [
+        [paths[1], "truncated, badly"],
+        [paths[4], "no such file"],
+    ]
+
+
+def test_rows_with_problems_are_no_images_but_failures(tmp_path):
+    table = make_table()
+    table[PROBLEM] = ["", "line 3: no path", "", "", "", "line 7: odd"]
+    table.loc[1, "Path"] = ""
+    with open_writer(tmp_path / "out", table, SIZE, "request") as writer:
+        assert len(writer.table) == 4
+        writer.append(Chunk(4, IMAGES[:3], [(9, 9)] * 3, {3: "empty"}))
+        writer.finish("folder", [], Resize(SIZE), "request")
+    prepared = open_prepared(tmp_path / "out")
+    assert prepared.table["Age"].tolist() == [34, 0, 90]
+    assert PROBLEM not in prepared.table.columns
+    assert read_failures(tmp_path / "out").to_numpy().tolist() == [
+        ["", "line 3: no path"],
+        [table["Path"][5], "line 7: odd"],
+        [table["Path"][4], "empty"],
+    ]
 
 
 def stop(out, error, *chunks):
@@ -106,17 +135,29 @@ def interrupt(out, *chunks):
         stop(out, KeyboardInterrupt(), *chunks)
 
 
-def test_an_error_leaves_nothing(tmp_path):
-    with pytest.raises(RuntimeError, match="mid-way"):
-        stop(tmp_path / "out", RuntimeError("mid-way"), chunk(0, 4))
+def test_an_error_before_the_first_image_leaves_nothing(tmp_path):
+    with pytest.raises(RuntimeError, match="at once"):
+        stop(tmp_path / "out", RuntimeError("at once"))
     assert not any(tmp_path.iterdir())
 
 
-def test_a_full_disk_leaves_nothing(tmp_path):
+def test_a_full_disk_loses_nothing(tmp_path, out):
     error = OSError(errno.ENOSPC, "No space left on device")
-    with pytest.raises(UserError, match=r"out: .* cannot be written .*No space"):
-        stop(tmp_path / "out", error, chunk(0, 4))
-    assert not any(tmp_path.iterdir())
+    again = tmp_path / "again"
+    with pytest.raises(UserError, match=r"out: .* cannot be written .*No space.* goes on"):
+        stop(again, error, chunk(0, 4))
+    assert not again.exists()
+    with open_writer(again, make_table(), SIZE, "request") as writer:
+        assert writer.rows_done == 4
+        writer.append(chunk(4, 6))
+        writer.finish("folder", [], Resize(SIZE), "request")
+    for file in out.iterdir():
+        assert sha256_file(file) == sha256_file(again / file.name)
+
+
+def test_a_target_that_cannot_be_written():
+    with pytest.raises(UserError, match=r"out: /sys/prepared cannot be written"):
+        stop(Path("/sys/prepared"), RuntimeError(), chunk(0, 4))
 
 
 def test_an_interrupted_writer_goes_on(tmp_path, out):
@@ -127,7 +168,7 @@ def test_an_interrupted_writer_goes_on(tmp_path, out):
     with open_writer(again, make_table(), SIZE, "request") as writer:
         assert writer.rows_done == 4
         writer.append(chunk(4, 6))
-        writer.finish("folder", Resize(SIZE), {"request": "request"})
+        writer.finish("folder", [], Resize(SIZE), "request")
     for file in out.iterdir():
         assert sha256_file(file) == sha256_file(again / file.name)
 
@@ -138,7 +179,7 @@ def test_failures_survive_an_interruption(tmp_path):
     with open_writer(out, make_table(), SIZE, "request") as writer:
         assert writer.failures == {0: "empty"}
         writer.append(chunk(4, 6))
-        writer.finish("folder", Resize(SIZE), {})
+        writer.finish("folder", [], Resize(SIZE), "request")
     assert np.array_equal(open_prepared(out).images, IMAGES[1:])
 
 
@@ -148,7 +189,7 @@ def test_another_request_starts_afresh(tmp_path):
     with open_writer(out, make_table(), SIZE, "other") as writer:
         assert writer.rows_done == 0
         writer.append(chunk(0, 6))
-        writer.finish("folder", Resize(SIZE), {})
+        writer.finish("folder", [], Resize(SIZE), "request")
     assert np.array_equal(open_prepared(out, verify=True).images, IMAGES)
 
 
@@ -168,7 +209,7 @@ def test_a_kill_while_writing(tmp_path, damage):
         done = writer.rows_done
         assert done == (4 if damage == "surplus pixels" else 2)
         writer.append(chunk(done, 6))
-        writer.finish("folder", Resize(SIZE), {})
+        writer.finish("folder", [], Resize(SIZE), "request")
     assert np.array_equal(open_prepared(out, verify=True).images, IMAGES)
 
 
@@ -179,7 +220,7 @@ def test_two_writers_at_once(tmp_path):
         with pytest.raises(UserError, match="another 'cxr prepare' is writing"):
             PreparedWriter(out, make_table(), SIZE, "request")
         writer.append(chunk(4, 6))
-        writer.finish("folder", Resize(SIZE), {})
+        writer.finish("folder", [], Resize(SIZE), "request")
     assert np.array_equal(open_prepared(out).images, IMAGES)
 
 
@@ -217,8 +258,8 @@ def test_broken_header(out, text):
 
 
 def test_other_format(out):
-    edit_header(out, format=2)
-    with pytest.raises(UserError, match="is of format 2, and this version reads 1"):
+    edit_header(out, format=1)
+    with pytest.raises(UserError, match="is of format 1, and this version reads 2"):
         open_prepared(out)
 
 
@@ -260,7 +301,9 @@ def test_table_with_another_number_of_rows(out):
     [
         ("Edema", "Oedema", "without Edema"),
         (",train,", ",dev,", "split 'dev'"),
-        ("-1.0", "3", "column Edema, line 4: '3'"),
+        ("-1.0", "3", r"wrong value in table\.csv, row 2: Edema is '3'"),
+        (",34,", ",old,", r"wrong value in table\.csv, row 0: Age is 'old'"),
+        (",102,200", ",wide,200", "width or height"),
     ],
 )
 def test_edited_table(out, old, new, message):
@@ -268,6 +311,19 @@ def test_edited_table(out, old, new, message):
     file.write_text(file.read_text().replace(old, new))
     with pytest.raises(UserError, match=message):
         open_prepared(out)
+
+
+def test_table_with_rows_in_another_order(out):
+    table = pd.read_csv(out / "table.csv", dtype=str, keep_default_na=False)
+    table.iloc[::-1].to_csv(out / "table.csv", index=False)
+    with pytest.raises(UserError, match=r"has other rows in table\.csv than images in images\.npy"):
+        open_prepared(out)
+
+
+def test_labels_may_be_corrected(out):
+    file = out / "table.csv"
+    file.write_text(file.read_text().replace("-1.0", "1.0"))
+    assert open_prepared(out).table["Edema"][2] == 1
 
 
 def test_changed_pixels_are_found_on_request(out):

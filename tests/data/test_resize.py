@@ -2,7 +2,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cxr_lightning.data.resize import Resize, UnreadableImageError, read_grey
+from cxr_lightning.data import resize as module
+from cxr_lightning.data.resize import Resize, UnreadableImageError
+
+
+def read_grey(file, resize=None):
+    return module.read_grey(file, resize).image
 
 
 def gradient(height, width, seed=0):
@@ -185,3 +190,15 @@ def test_decompression_bomb(tmp_path, monkeypatch, limit):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     with pytest.raises(UnreadableImageError, match="DecompressionBomb"):
         read_grey(file)
+
+
+def test_size_of_the_original(tmp_path):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for name, exif in (("a.jpg", None), ("b.png", None), ("c.jpg", turned), ("d.png", turned)):
+        options = {} if exif is None else {"exif": exif}
+        file = save(tmp_path, gradient(300, 500), name, **options)
+        for resize in (None, Resize(32), Resize(32, "crop")):
+            reading = module.read_grey(file, resize)
+            expected = (500, 300) if exif is None else (300, 500)
+            assert (reading.width, reading.height) == expected

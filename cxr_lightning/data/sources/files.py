@@ -1,13 +1,12 @@
 """Image files by path: what worker processes run; light to import."""
 
 import re
+import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from jaxtyping import UInt8
-
-from cxr_lightning.data.resize import Resize, UnreadableImageError, read_grey
+from cxr_lightning.data.resize import Reading, Resize, UnreadableImageError, read_grey
 
 RELATIVE = r"^(?:.*/)?((?:train|valid|test)/.+)$"
 """A path in CheXpert's layout; the group begins with the split."""
@@ -15,19 +14,21 @@ RELATIVE = r"^(?:.*/)?((?:train|valid|test)/.+)$"
 
 @dataclass(frozen=True)
 class FolderReader:
-    """Reads images whose paths start from one folder.
+    """Reads images whose paths start from one of some folders.
 
     Attributes:
-        root: That folder.
+        folders: Where to look, in order.
+        png: Whether the files are PNG where the paths say `.jpg`.
     """
 
-    root: Path
+    folders: tuple[Path, ...]
+    png: bool = False
 
-    def __call__(self, path: str, resize: Resize | None = None) -> UInt8[np.ndarray, "h w"]:
-        """The image at `path`; see `read_grey`."""
-        if not path:
-            raise UnreadableImageError("no path")
-        return read_grey(self.root / path, resize)
+    def __call__(self, path: str, resize: Resize | None = None) -> Reading:
+        """The image that `path` means; see `read_grey`."""
+        if self.png and path.endswith(".jpg"):
+            path = path.removesuffix(".jpg") + ".png"
+        return read_grey(find_file(folder / path for folder in self.folders), resize)
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class LayoutReader:
 
     folders: tuple[Path, ...]
 
-    def __call__(self, path: str, resize: Resize | None = None) -> UInt8[np.ndarray, "h w"]:
+    def __call__(self, path: str, resize: Resize | None = None) -> Reading:
         """The image that `path` means; see `read_grey`."""
         return read_grey(self.locate(path), resize)
 
@@ -53,9 +54,23 @@ class LayoutReader:
         """
         match = re.match(RELATIVE, path)
         relative = match.group(1) if match else path
-        for folder in self.folders:
-            for tail in (relative, path, relative.removeprefix("train/")):
-                file = folder / tail
-                if file.is_file():
-                    return file
-        raise UnreadableImageError("no such file")
+        tails = (relative, path, relative.removeprefix("train/"))
+        return find_file(folder / tail for folder in self.folders for tail in tails)
+
+
+def find_file(candidates: Iterable[Path]) -> Path:
+    """The first of some paths that is a regular file: no folder, pipe or device.
+
+    Raises:
+        UnreadableImageError: If none is, or a path cannot be one (too long, a loop of links).
+    """
+    for file in candidates:
+        try:
+            mode = file.stat().st_mode
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:  # ValueError: a NUL character
+            raise UnreadableImageError(f"{type(error).__name__}: {error}") from error
+        if stat.S_ISREG(mode):
+            return file
+    raise UnreadableImageError("no such file")

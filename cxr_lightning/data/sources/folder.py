@@ -1,95 +1,188 @@
-"""A folder of images with a CSV file of one's own."""
+"""A folder of one's own: images with a CSV file, or sub-folders as classes."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar
 
 import pandas as pd
 
-from cxr_lightning.data.sources.base import (
-    COLUMNS,
-    TABLE_COLUMNS,
-    Source,
-    arrange,
+from cxr_lightning.data.sources.base import COLUMNS, TABLE_COLUMNS, Source, arrange
+from cxr_lightning.data.sources.files import FolderReader
+from cxr_lightning.data.sources.tables import (
+    PROBLEM,
+    SPLIT_NAMES,
+    flag_repeated_paths,
+    leave_unannotated,
     parse_numbers,
     read_csv,
     require_columns,
-    require_unique_paths,
+    with_split,
 )
-from cxr_lightning.data.sources.files import FolderReader
-from cxr_lightning.data.split import SPLITS
+from cxr_lightning.data.vocabulary import find_observation
 from cxr_lightning.errors import UserError
+from cxr_lightning.types import OBSERVATIONS
 
-DEFAULTS = {"Sex": "Unknown", "Frontal/Lateral": "Frontal"}
+DEFAULTS = {"Sex": "Unknown", "Frontal/Lateral": "Frontal", **dict.fromkeys(OBSERVATIONS, "n/a")}
 """What a column that is absent means; all others are blank."""
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".jp2"}
 
 
 class FolderSource(Source):
-    """Images and a CSV file with at least a path column.
+    """Images and a CSV file with at least a path column, or images in sub-folders by class.
 
-    The other columns are those of `TABLE_COLUMNS` and `report`, in any order and case; what is
-    absent is blank, and a view that is not stated is frontal. Without a column `patient`, a
-    `patient<digits>` in the path counts, and else each image is a patient of its own.
+    The CSV file's other columns are those of `TABLE_COLUMNS` and `report`, in any order and case;
+    what is absent is blank, an observation that is absent or blank throughout is not annotated, and
+    a view that is not stated is frontal. Without a column `patient`, a `patient<digits>` in the
+    path counts, and else each image is a patient of its own.
+
+    Without a CSV file, a folder's name is the class of the images below it, as in
+    `train/PNEUMONIA/1.jpg`: an observation or `normal`; a first folder `train`, `val` or `test`
+    states the split. An image of the class `normal` has none of the other classes' findings; any
+    other image has its own, and of the others nothing is said.
 
     Args:
         root: Folder that the paths start from.
-        csv: The CSV file; default: the only one in `root`.
+        csv: The CSV file; default: the only one in `root`, if there is any.
+        columns: Our name of a column, or of a class, to the one used here.
 
     Raises:
-        UserError: If the folder or the CSV file is not there.
+        UserError: If the folder or the CSV file is not there, or `columns` has other names.
     """
 
     name: ClassVar[str] = "folder"
 
-    def __init__(self, root: Path, csv: Path | None = None) -> None:
+    def __init__(
+        self, root: Path, csv: Path | None = None, columns: Mapping[str, str] | None = None
+    ) -> None:
         """Finds the CSV file."""
         if not root.is_dir():
             raise UserError(f"root: there is no folder {root}; give the folder of the images.")
-        self.reader = FolderReader(root)
+        self.root = root
+        self.reader = FolderReader((root,))
         self.csv = csv or _only_csv(root)
-        if not self.csv.is_file():
+        self.columns = check_columns(columns or {})
+        if self.csv is not None and not self.csv.is_file():
             raise UserError(f"csv: there is no file {self.csv}; give one with a path column.")
 
     def table(self) -> pd.DataFrame:
         """See the base class."""
-        table = read_csv(self.csv)
-        canonical = {column.lower(): column for column in (*TABLE_COLUMNS, "report")}
-        table.columns = pd.Index([canonical.get(c.lower(), c) for c in table.columns])
-        require_columns(table, ("Path",), self.csv)
-        twice = table.columns[table.columns.duplicated()]
-        if len(twice):
-            raise UserError(f"csv: {self.csv} names the column {twice[0]} twice; keep one of them.")
-        for column in (*COLUMNS, "split"):
-            if column not in table.columns:
-                table[column] = DEFAULTS.get(column, "")
-        table = parse_numbers(table, self.csv)
-        require_unique_paths(table, self.csv)
-        table["split"] = _splits(table["split"], self.csv)
-        if "patient" not in table.columns:
-            table["patient"] = table["Path"].str.extract(r"(patient\d+)", expand=False).fillna("")
-        if "study" not in table.columns:
-            table["study"] = table["Path"].str.extract(r"(study\d+)", expand=False).fillna("study1")
-        # No patient is known: the path stands for one.
-        table["patient"] = table["patient"].where(table["patient"] != "", table["Path"])
-        return arrange(table)
+        if self.csv is None:
+            return table_of_classes(self.root, self.columns)
+        return arrange(read_list(self.csv, self.columns))
 
 
-def _only_csv(root: Path) -> Path:
+def check_columns(columns: Mapping[str, str]) -> Mapping[str, str]:
+    """The map as it is, if its keys are names of ours.
+
+    Raises:
+        UserError: Naming the first key that is none.
+    """
+    known = (*TABLE_COLUMNS, "report")
+    for name in columns:
+        if name not in known:
+            raise UserError(
+                f"columns: {name!r} is not a column of a prepared table; use {', '.join(known)}, "
+                "each with the name that your file has for it."
+            )
+    return columns
+
+
+def read_list(
+    file: Path, columns: Mapping[str, str], defaults: Mapping[str, str] = DEFAULTS
+) -> pd.DataFrame:
+    """A CSV file with one row an image, as a table with all columns; see `FolderSource`.
+
+    Args:
+        file: The CSV file.
+        columns: Our name of a column to the file's; other names are matched without case.
+        defaults: What a column that is absent means; blank where not stated.
+    """
+    table = read_csv(file)
+    require_columns(table, columns.values(), file)
+    ours = {column.lower(): column for column in (*TABLE_COLUMNS, "report")}
+    theirs = {name: column for column, name in columns.items()}
+    names = [theirs.get(c, ours.get(c.lower(), c)) for c in table.columns]
+    table.columns = pd.Index(names)
+    require_columns(table, ("Path",), file)
+    twice = table.columns[table.columns.duplicated()]
+    if len(twice):
+        raise UserError(f"csv: {file} names the column {twice[0]} twice; keep one of them.")
+    for column in (*COLUMNS, "split"):
+        if column not in table.columns:
+            table[column] = defaults.get(column, "")
+    table = leave_unannotated(flag_repeated_paths(parse_numbers(table)))
+    table = with_split(table, table["split"])
+    if "patient" not in table.columns:
+        table["patient"] = table["Path"].str.extract(r"(patient\d+)", expand=False).fillna("")
+    if "study" not in table.columns:
+        table["study"] = table["Path"].str.extract(r"(study\d+)", expand=False).fillna("study1")
+    # No patient is known: the path stands for one.
+    return table.assign(patient=table["patient"].where(table["patient"] != "", table["Path"]))
+
+
+def table_of_classes(root: Path, columns: Mapping[str, str]) -> pd.DataFrame:
+    """The table of images that lie in folders by class; see `FolderSource`.
+
+    Raises:
+        UserError: If there is no image in such a folder, or a folder has a name that is no class.
+    """
+    theirs = {name: column for column, name in columns.items()}
+    rows = []
+    for path in _images_below(root):
+        folders = list(path.relative_to(root).parts[:-1])
+        split = SPLIT_NAMES.get(folders[0].lower(), "") if folders else ""
+        folders = folders[1:] if split else folders
+        if not folders:
+            continue
+        observation = theirs.get(folders[0]) or find_observation(folders[0])
+        if observation not in OBSERVATIONS:
+            raise UserError(
+                f"root: {root} has no CSV file, and its folder {folders[0]!r} is not named after "
+                f"an observation; rename it to one of normal, {', '.join(OBSERVATIONS)}, map it "
+                "with --columns, or add a CSV file."
+            )
+        rows.append((path.relative_to(root).as_posix(), observation, split))
+    if not rows:
+        raise UserError(
+            f"csv: {root} holds neither a CSV file nor images in folders by class; name the CSV "
+            "file with --csv FILE."
+        )
+    return _label_classes(pd.DataFrame(rows, columns=["Path", "class", "split"]))
+
+
+def _label_classes(table: pd.DataFrame) -> pd.DataFrame:
+    """A table with all columns from the columns Path, class and split."""
+    classes = set(table["class"])
+    for observation in OBSERVATIONS:
+        shown = (table["class"] == observation).map({True: "1", False: ""})
+        absent = (table["class"] == "No Finding") & (observation != "No Finding")
+        table[observation] = shown.mask(absent, "0") if observation in classes else "n/a"
+    table[["Sex", "Age", "Frontal/Lateral", "AP/PA", "study"]] = [
+        "Unknown",
+        "",
+        "Frontal",
+        "",
+        "study1",
+    ]
+    found = table["Path"].str.extract(r"(patient\d+)", expand=False)
+    table = table.assign(patient=found.fillna(table["Path"]), **{PROBLEM: ""})
+    return arrange(parse_numbers(table))
+
+
+def _images_below(root: Path) -> Iterator[Path]:
+    """Image files by their suffix, in the order of their paths; linked folders are not entered."""
+    return (
+        path
+        for path in sorted(root.rglob("*"))
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    )
+
+
+def _only_csv(root: Path) -> Path | None:
     found = sorted(root.glob("*.csv"))
-    if len(found) != 1:
+    if len(found) > 1:
         raise UserError(
             f"csv: {root} holds {len(found)} CSV files; name the one to use with --csv FILE."
         )
-    return found[0]
-
-
-def _splits(split: pd.Series, file: Path) -> pd.Series:
-    """Split names in lower case; `val` and `validate` mean `valid`."""
-    names = split.str.strip().str.lower().replace({"val": "valid", "validate": "valid"})
-    wrong = ~names.isin((*SPLITS, ""))
-    if wrong.any():
-        row = int(wrong.to_numpy().argmax())
-        raise UserError(
-            f"csv: {file}, column split, line {row + 2}: {split.iloc[row]!r} is not "
-            f"{', '.join(SPLITS)} or blank; correct it."
-        )
-    return names
+    return found[0] if found else None

@@ -9,32 +9,22 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Integer, UInt8
 
-from cxr_lightning.data.resize import Resize, UnreadableImageError
+from cxr_lightning.data.resize import Reading, Resize, UnreadableImageError
 from cxr_lightning.data.sources.base import Source, arrange
+from cxr_lightning.data.sources.nih_labels import map_nih
+from cxr_lightning.data.sources.tables import PROBLEM
 from cxr_lightning.errors import UserError
-from cxr_lightning.types import OBSERVATIONS
+from cxr_lightning.types import NOT_ANNOTATED, OBSERVATIONS
 
 Flag = Literal["pneumoniamnist", "chestmnist"]
 NativeSize = Literal[28, 64, 128, 224]
 
 NATIVE_SIZES: tuple[NativeSize, ...] = get_args(NativeSize)
-OFFICIAL_SPLITS = {"train": "train", "val": "valid", "test": "test"}
-
-NIH_LABELS = {
-    "Atelectasis": (0,),
-    "Cardiomegaly": (1,),
-    "Pleural Effusion": (2,),
-    "Lung Lesion": (4, 5),  # mass, nodule
-    "Pneumonia": (6,),
-    "Pneumothorax": (7,),
-    "Consolidation": (8,),
-    "Edema": (9,),
-    "Pleural Other": (12,),  # pleural thickening
+ORIGINS: dict[Flag, str] = {
+    "pneumoniamnist": "Kermany et al. 2018",
+    "chestmnist": "NIH ChestX-ray14",
 }
-"""Observation -> columns of ChestMNIST's 14 labels, absent where none is set. Emphysema (10),
-fibrosis (11) and hernia (13) have no counterpart; infiltration (3) is treated apart."""
-
-INFILTRATION = 3
+OFFICIAL_SPLITS = {"train": "train", "val": "valid", "test": "test"}
 
 
 class MedmnistSource(Source):
@@ -62,6 +52,7 @@ class MedmnistSource(Source):
     ) -> None:
         """Finds or downloads the file."""
         self.flag = flag
+        self.origins = (ORIGINS[flag],)
         self.file = _find_file(root, flag, size, download_size)
         self.reader = _NpzReader(self.file)
 
@@ -70,15 +61,16 @@ class MedmnistSource(Source):
         parts = []
         for split, official in OFFICIAL_SPLITS.items():
             labels = _read_labels(self.file, split)
-            map_labels = map_pneumonia if self.flag == "pneumoniamnist" else map_nih
-            part = pd.DataFrame(map_labels(labels), columns=list(OBSERVATIONS))
+            pneumonia = self.flag == "pneumoniamnist"
+            observations = map_pneumonia(labels) if pneumonia else map_nih(labels == 1)
+            part = pd.DataFrame(observations, columns=list(OBSERVATIONS))
             part["Path"] = [f"{self.flag}/{split}/{index:06d}" for index in range(len(labels))]
             parts.append(part.assign(split=official))
         table = pd.concat(parts, ignore_index=True)
         table["patient"] = [f"patient{number:06d}" for number in range(1, len(table) + 1)]
         view = "AP" if self.flag == "pneumoniamnist" else ""
         table[["Sex", "Frontal/Lateral", "AP/PA", "study"]] = ["Unknown", "Frontal", view, "study1"]
-        return arrange(table.assign(Age=np.nan))
+        return arrange(table.assign(Age=np.nan, **{PROBLEM: ""}))
 
 
 class _NpzReader:
@@ -88,12 +80,13 @@ class _NpzReader:
         self.file = file
         self.streams: dict[str, _ImageStream] = {}
 
-    def __call__(self, path: str, resize: Resize | None = None) -> UInt8[np.ndarray, "h w"]:
+    def __call__(self, path: str, resize: Resize | None = None) -> Reading:
         _, split, index = path.split("/")
         if split not in self.streams:
             self.streams[split] = _ImageStream(self.file, f"{split}_images.npy")
         image = self.streams[split].read(int(index))
-        return resize(image) if resize else image
+        height, width = image.shape
+        return Reading(resize(image) if resize else image, width, height)
 
 
 class _ImageStream:
@@ -125,27 +118,11 @@ class _ImageStream:
 
 
 def map_pneumonia(labels: Integer[np.ndarray, "n 1"]) -> Float[np.ndarray, "n 14"]:
-    """0 normal: No Finding 1, Pneumonia 0; 1: Pneumonia 1; all else blank (NaN)."""
-    observations = np.full((len(labels), len(OBSERVATIONS)), np.nan)
+    """0 normal: No Finding 1, Pneumonia 0; 1: No Finding blank, Pneumonia 1; else not annotated."""
+    observations = np.full((len(labels), len(OBSERVATIONS)), NOT_ANNOTATED)
+    observations[:, OBSERVATIONS.index("No Finding")] = np.nan
     observations[:, OBSERVATIONS.index("Pneumonia")] = labels[:, 0]
     observations[labels[:, 0] == 0, OBSERVATIONS.index("No Finding")] = 1.0
-    return observations
-
-
-def map_nih(labels: Integer[np.ndarray, "n 14"]) -> Float[np.ndarray, "n 14"]:
-    """The labels of NIH ChestX-ray14, of which every image has all 14.
-
-    No Finding is 1 where none is set, else blank. Infiltration is a Lung Opacity; without it, Lung
-    Opacity is 0 only where none is set, since other labels may be opacities too. Enlarged
-    Cardiomediastinum, Fracture and Support Devices are not annotated (NaN).
-    """
-    observations = np.full((len(labels), len(OBSERVATIONS)), np.nan)
-    for observation, columns in NIH_LABELS.items():
-        observations[:, OBSERVATIONS.index(observation)] = labels[:, columns].max(axis=1)
-    none = labels.max(axis=1) == 0
-    observations[none, OBSERVATIONS.index("No Finding")] = 1.0
-    observations[none, OBSERVATIONS.index("Lung Opacity")] = 0.0
-    observations[labels[:, INFILTRATION] == 1, OBSERVATIONS.index("Lung Opacity")] = 1.0
     return observations
 
 

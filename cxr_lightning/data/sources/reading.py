@@ -15,10 +15,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from cxr_lightning.data.resize import Resize, UnreadableImageError
+from cxr_lightning.data.resize import Reading, Resize, UnreadableImageError
 from cxr_lightning.errors import UserError
 
-ImageReader = Callable[[str, Resize | None], np.ndarray]
+ImageReader = Callable[[str, Resize | None], Reading]
 """Gives the image of a `Path`, resized; picklable."""
 
 CHUNK_IMAGES = 64
@@ -33,11 +33,13 @@ class Chunk(NamedTuple):
     Attributes:
         rows: How many rows it covers.
         images: The resized images of the readable ones, in order.
+        extents: Width and height of each of these as they were.
         failures: Reason by offset within the chunk, for the others.
     """
 
     rows: int
     images: UInt8[np.ndarray, "n size size"]
+    extents: list[tuple[int, int]]
     failures: dict[int, str]
 
 
@@ -50,13 +52,15 @@ def split_rows(paths: list[str], size: int) -> Iterator[list[str]]:
 def read_chunk(reader: ImageReader, resize: Resize, paths: list[str]) -> Chunk:
     """Reads and resizes consecutive images."""
     images = np.empty((len(paths), resize.size, resize.size), dtype=np.uint8)
+    extents: list[tuple[int, int]] = []
     failures: dict[int, str] = {}
     for offset, path in enumerate(paths):
         try:
-            images[offset - len(failures)] = reader(path, resize)
+            images[len(extents)], width, height = reader(path, resize)
+            extents.append((width, height))
         except UnreadableImageError as error:
             failures[offset] = str(error)
-    return Chunk(len(paths), images[: len(paths) - len(failures)], failures)
+    return Chunk(len(paths), images[: len(extents)], extents, failures)
 
 
 def read_chunks(

@@ -1,0 +1,111 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from cxr_lightning.commands.prepare import prepare
+from cxr_lightning.data.prepared import open_prepared
+from cxr_lightning.errors import UserError
+from cxr_lightning.types import NOT_ANNOTATED
+
+SIZE = 8
+
+
+def write_set(folder, seed, count=6, column="Edema", report=False):
+    """Random images with labels of one observation, three patients of two images each."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    lines = [f"Path,patient,split,{column}" + ",report" * report]
+    for i in range(count):
+        Image.fromarray(rng.integers(0, 256, (16, 24), dtype=np.uint8)).save(folder / f"{i}.png")
+        split = "train" if i < 4 else "valid"
+        label = ("1", "0", "-1", "", "1", "0")[i]
+        lines.append(f"{i}.png,p{i // 2},{split},{label}" + f",text {i}" * report)
+    (folder / "list.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture
+def sets(tmp_path):
+    """Two prepared data sets, `a` (edema, reports) and `b` (fracture), below one folder."""
+    for name, options in (("a", {"report": True}), ("b", {"column": "Fracture"})):
+        raw = write_set(tmp_path / "raw" / name, ord(name), **options)
+        prepare("folder", raw, tmp_path / "sets" / name, SIZE, workers=1)
+    return tmp_path / "sets"
+
+
+def mix(sets, out, **options):
+    prepare("mixture", sets, out, **{"size": SIZE, "workers": 2, **options})
+    return open_prepared(out, verify=True)
+
+
+def edit_header(folder, **changes):
+    header = json.loads((folder / "header.json").read_text())
+    (folder / "header.json").write_text(json.dumps(header | changes))
+
+
+def test_rows_images_and_labels_stay_what_they_were(sets, tmp_path):
+    mixed = mix(sets, tmp_path / "mixed")
+    a, b = open_prepared(sets / "a"), open_prepared(sets / "b")
+    assert np.array_equal(mixed.images, np.concatenate([a.images, b.images]))
+    table = mixed.table
+    assert table["Path"].tolist() == [f"{s}/{i}.png" for s in "ab" for i in range(6)]
+    assert table["patient"].tolist() == [f"{s}/p{i // 2}" for s in "ab" for i in range(6)]
+    assert table["split"].tolist() == (["train"] * 4 + ["valid"] * 2) * 2
+    for column in ("Edema", "Fracture"):
+        pd.testing.assert_series_equal(
+            table[column], pd.concat([a.table[column], b.table[column]], ignore_index=True)
+        )
+    assert (table["Fracture"][:6] == NOT_ANNOTATED).all()  # a has no such column
+    assert np.isnan(table["Edema"][3])  # not mentioned is something else
+    assert table["report"].tolist() == [f"text {i}" for i in range(6)] + [""] * 6
+    assert (table["width"] == 24).all()
+    assert (table["height"] == 16).all()
+
+
+def test_parts_are_chosen_and_checked(sets, tmp_path):
+    raw = write_set(tmp_path / "raw" / "c", 3)
+    prepare("folder", raw, sets / "c", SIZE, workers=1)
+    mixed = mix(sets, tmp_path / "mixed", parts=["c", "b"])
+    assert [p[0] for p in mixed.table["Path"]] == ["c"] * 6 + ["b"] * 6
+    with pytest.raises(UserError, match="with b is no mixture; name two or more"):
+        mix(sets, tmp_path / "out", parts=["b"])
+    with pytest.raises(UserError, match="no prepared data set at .*absent"):
+        mix(sets, tmp_path / "out", parts=["a", "absent"])
+    with pytest.raises(UserError, match="root: there is no folder"):
+        mix(tmp_path / "absent", tmp_path / "out")
+
+
+@pytest.mark.parametrize("change", [{"size": 16}, {"aspect": "crop"}])
+def test_other_preparation_is_refused(sets, tmp_path, change):
+    with pytest.raises(UserError, match="parts: .* prepare it again in that way"):
+        mix(sets, tmp_path / "out", **change)
+
+
+def test_sets_of_the_same_origin_are_refused(sets, tmp_path):
+    edit_header(sets / "a", source="nih14", origins=["NIH ChestX-ray14"])
+    edit_header(sets / "b", source="rsna", origins=["NIH ChestX-ray14"])
+    with pytest.raises(UserError, match="a and b both hold images of NIH ChestX-ray14"):
+        mix(sets, tmp_path / "out")
+    edit_header(sets / "b", origins=["MIMIC-CXR"])
+    mixed = mix(sets, tmp_path / "mixed")
+    assert mixed.header["origins"] == ["NIH ChestX-ray14", "MIMIC-CXR"]
+
+
+def test_the_same_image_in_two_sets_is_refused(sets, tmp_path):
+    raw = write_set(tmp_path / "raw" / "c", 9)
+    (raw / "5.png").write_bytes((tmp_path / "raw" / "a" / "1.png").read_bytes())
+    prepare("folder", raw, sets / "c", SIZE, workers=1)
+    with pytest.raises(UserError, match=r"1 images are both in a and in c, such as 1\.png and 5"):
+        mix(sets, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_mixture_may_be_mixed_again(sets, tmp_path):
+    prepare("folder", write_set(tmp_path / "raw" / "c", 3), tmp_path / "two" / "c", SIZE, workers=1)
+    mix(sets, tmp_path / "two" / "ab")
+    mixed = mix(tmp_path / "two", tmp_path / "out")
+    assert mixed.table["Path"][0] == "ab/a/0.png"
+    assert len(mixed.images) == 18
