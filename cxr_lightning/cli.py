@@ -4,6 +4,7 @@ import importlib
 import inspect
 import sys
 from pathlib import Path
+from typing import Any
 
 from cxr_lightning.errors import UserError
 
@@ -14,14 +15,31 @@ STAGE_COMMANDS = {
     "predict": "run a stage's predict step over the validation split",
 }
 COMMANDS = {
-    "prepare": "read a data set (or make a phantom one) into the prepared format",
+    "prepare": "read a data set (or make a phantom one) into the prepared format; --describe one",
     "generate": "make a synthetic data set from a generator product",
     "evaluate": "measure a synthetic data set against a real one",
     "report": "turn evaluations into one HTML page and Markdown",
-    "benchmark": "images per second of a stage's training step; takes the arguments of fit",
+    "benchmark": "images a second of a stage's training step (arguments of fit), or of --data",
 }
 
-SEVERAL = {"report": {"evaluation": "Folders made by 'cxr evaluate', one or more."}}
+VARIANTS = {("prepare", "--describe"): "describe", ("benchmark", "--data"): "benchmark_data"}
+"""Options that turn a command into another one, in the module of that name."""
+
+SEVERAL: dict[str, dict[str, dict[str, Any]]] = {
+    "report": {
+        "evaluation": {
+            "type": Path,
+            "required": True,
+            "help": "Folders made by 'cxr evaluate', one or more.",
+        }
+    },
+    "prepare": {
+        "parts": {
+            "type": str,
+            "help": "mixture: names of the prepared data sets; default: all in root.",
+        }
+    },
+}
 """Options that take several values: jsonargparse reads a list from a signature as one value."""
 
 
@@ -55,7 +73,7 @@ def find_mistake(error: BaseException | None) -> UserError | None:
 
 def run(args: list[str]) -> None:
     """Runs one command; raises `UserError` for mistakes of the user."""
-    name = args[0]
+    name = find_variant(args)
     if name in STAGE_COMMANDS:
         from cxr_lightning.training import CxrCLI
 
@@ -64,28 +82,54 @@ def run(args: list[str]) -> None:
         from cxr_lightning.training import CxrCLI
 
         CxrCLI.benchmark(args[1:])
-    elif name in COMMANDS:
-        run_function(name, args[1:])
+    elif name in {**COMMANDS, **dict.fromkeys(VARIANTS.values())}:
+        run_function(args[0], name, args[1:])
     else:
         known = ", ".join([*COMMANDS, *STAGE_COMMANDS])
-        raise UserError(f"{name!r} is not a command of cxr; use one of {known}.")
+        raise UserError(f"{args[0]!r} is not a command of cxr; use one of {known}.")
 
 
-def run_function(name: str, args: list[str]) -> None:
-    """Runs the function of that name with its arguments as options; its docstring is the help."""
+def find_variant(args: list[str]) -> str:
+    """The function that a command line asks for: its command, or one of `VARIANTS`."""
+    options = {argument.split("=")[0] for argument in args[1:]}
+    for (command, option), name in VARIANTS.items():
+        if args[0] == command and option in options:
+            return name
+    return args[0] if args[0] not in VARIANTS.values() else ""
+
+
+def state_flags(args: list[str], flags: set[str]) -> list[str]:
+    """Completes an option that stands for "yes" when alone: `--strict` to `--strict=true`."""
+    stated = []
+    for argument, following in zip(args, [*args[1:], "--"], strict=False):
+        alone = argument.removeprefix("--") in flags and following.startswith("--")
+        stated.append(f"{argument}=true" if alone else argument)
+    return stated
+
+
+def run_function(command: str, name: str, args: list[str]) -> None:
+    """Runs the function `name` with its arguments as options; its docstring is the help.
+
+    Args:
+        command: What the user typed behind `cxr`.
+        name: Name of the function and of its module.
+        args: The options.
+    """
     from jsonargparse import ArgumentParser
 
-    command = getattr(importlib.import_module(f"cxr_lightning.commands.{name}"), name)
-    summary = inspect.cleandoc(command.__doc__).split("\n\nArgs:")[0]
-    parser = ArgumentParser(prog=f"cxr {name}", description=summary, allow_abbrev=False)
+    function = getattr(importlib.import_module(f"cxr_lightning.commands.{name}"), name)
+    summary = inspect.cleandoc(function.__doc__).split("\n\nArgs:")[0]
+    parser = ArgumentParser(prog=f"cxr {command}", description=summary, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with the options.")
     several = SEVERAL.get(name, {})
-    for option, text in several.items():
-        parser.add_argument(f"--{option}", nargs="+", type=Path, required=True, help=text)
-    parser.add_function_arguments(command, as_positional=False, skip=set(several))
+    for option, settings in several.items():
+        parser.add_argument(f"--{option}", nargs="+", **settings)
+    parser.add_function_arguments(function, as_positional=False, skip=set(several))
+    parameters = inspect.signature(function).parameters
+    args = state_flags(args, {key for key, p in parameters.items() if p.annotation is bool})
     values = parser.instantiate(parser.parse_args(args)).as_dict()
     values.pop("config")
-    command(**values)
+    function(**values)
 
 
 def usage() -> str:

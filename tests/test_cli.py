@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cxr_lightning import __version__
-from cxr_lightning.cli import COMMANDS, STAGE_COMMANDS, main
+from cxr_lightning.cli import COMMANDS, STAGE_COMMANDS, find_variant, main, state_flags
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -136,3 +136,30 @@ def test_product_of_the_wrong_stage(
     said = fails(capsys, *smoke("ddpm", prepared, *flags))
     assert "'encoder'" in said
     assert "'autoencoder'" in said
+
+
+def test_a_flag_needs_no_value() -> None:
+    flags = {"strict"}
+    assert state_flags(["--strict"], flags) == ["--strict=true"]
+    assert state_flags(["--strict", "--size", "8"], flags) == ["--strict=true", "--size", "8"]
+    for plain in (["--strict", "false"], ["--strict=false"], ["--size", "8"], []):
+        assert state_flags(plain, flags) == plain
+
+
+@pytest.mark.parametrize(
+    ("args", "name"),
+    [
+        (["prepare", "--root", "x"], "prepare"),
+        (["prepare", "--describe", "x"], "describe"),
+        (["prepare", "--out", "x", "--describe=y"], "describe"),
+        (["benchmark", "--data", "x"], "benchmark_data"),
+        (["benchmark", "--data.root", "x"], "benchmark"),
+        (["fit", "--data", "x"], "fit"),
+    ],
+)
+def test_variants_of_a_command(args: list[str], name: str) -> None:
+    assert find_variant(args) == name
+
+
+def test_a_variant_is_no_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "'describe' is not a command" in fails(capsys, "describe", "--describe", "x")

@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from cxr_lightning.callbacks.logger import log_picture
+from cxr_lightning.data.sheet import contact_sheet
 from cxr_lightning.data.transforms import to_image
 from cxr_lightning.data.vocabulary import parse_condition
 from cxr_lightning.diffusion.generator import Generator
@@ -74,14 +73,14 @@ class SampleGrid(Callback):
         folder = Path(trainer.default_root_dir) / "samples"
         for name, images in pictures.items():
             key = f"{pl_module.name}/{name}"
-            picture = contact_sheet(images, self.count if name == "generated" else len(rows))
+            columns = self.count if name == "generated" else len(rows)
+            picture = contact_sheet(to_image(images), columns)
             log_picture(trainer.loggers, folder, key, picture, trainer.global_step)
 
     def _generated(self, generator: Generator) -> Float[Tensor, "n 1 h w"]:
         rows = []
         for condition in self.conditions:
-            request = condition.request(self.count)
-            request = type(request)(*(part.to(generator.device) for part in request))
+            request = condition.request(self.count).to(generator.device)
             index = torch.arange(self.count)
             rows.append(
                 generator.generate(request, index, steps=self.steps, guidance=self.guidance)
@@ -95,10 +94,3 @@ class SampleGrid(Callback):
                 generator.reconstruct(batch.image, batch.condition, batch.index, steps=self.steps)
             )
         return torch.cat(rows)
-
-
-def contact_sheet(images: Float[Tensor, "n 1 h w"], columns: int) -> np.ndarray:
-    """Model-range images in rows of `columns`, as one grey uint8 picture (h, w)."""
-    grid = make_grid(to_image(images).cpu(), nrow=columns, padding=2, pad_value=128)
-    picture: np.ndarray = grid[0].numpy()
-    return picture
