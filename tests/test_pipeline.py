@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +20,10 @@ from cxr_lightning.cli import main
 pytestmark = pytest.mark.filterwarnings("ignore:At step .* the encoder is collapsed")  # 4 steps
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+# AdamW would make whole steps of the rounding noise in gradients that should be zero.
+PLAIN_SGD = (
+    '--model.init_args.optimizer={"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}'
+)
 TINY_UNET = [
     "--model.init_args.width=8",
     "--model.init_args.multipliers=[1,2]",
@@ -260,8 +266,7 @@ def test_two_processes_train_the_same_weights_as_one(
 
     common = [
         *fit_args(stage, prepared, runs),
-        # SGD: AdamW makes whole steps of the rounding noise in gradients that should be zero
-        '--model.init_args.optimizer={"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}',
+        PLAIN_SGD,
     ]
     single = [*common, f"--trainer.default_root_dir={tmp_path}/one"]
     double = [
@@ -280,3 +285,44 @@ def test_two_processes_train_the_same_weights_as_one(
     for name, weights in one.items():
         # the same sums in another order: float32 rounding over 4 clipped steps of 0.1
         np.testing.assert_allclose(two[name], weights, atol=1e-5, err_msg=name)
+
+
+def run_cxr(*args: str, returncode: int = 0) -> None:
+    helpers = str(Path(__file__).parent / "helpers")
+    environment = os.environ | {"PYTHONPATH": helpers}
+    command = [sys.executable, "-m", "cxr_lightning", *args]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert run.returncode == returncode, run.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_within_an_epoch_it_goes_on_with_any_number_of_processes(
+    prepared: Path, tmp_path: Path, processes: int
+) -> None:
+    from safetensors.numpy import load_file
+
+    def args(run: str) -> list[str]:
+        return [
+            *fit_args("vae", prepared, tmp_path),
+            "--trainer.max_steps=18",  # an epoch has 13 batches or so, of 4 images
+            "--trainer.limit_val_batches=0",
+            "--checkpoint.every_n_train_steps=1",
+            "--data.balance_view=[healthy, pneumonia]",
+            PLAIN_SGD,
+            f"--trainer.default_root_dir={tmp_path / run}",
+        ]
+
+    killed = ["--trainer.callbacks+=killer.KillAt", "--trainer.callbacks.step=6"]
+    run_cxr(*args("whole"))
+    run_cxr(*args("killed"), *killed, returncode=-signal.SIGKILL)
+    assert not (tmp_path / "killed/product").exists()
+    ranks = ["--trainer.devices=2", "--trainer.strategy=ddp"] if processes == 2 else []
+    run_cxr(*args("killed"), *ranks)
+    whole = load_file(tmp_path / "whole/product/model.safetensors")
+    again = load_file(tmp_path / "killed/product/model.safetensors")
+    for name, weights in whole.items():
+        if processes == 1:
+            np.testing.assert_array_equal(again[name], weights, err_msg=name)
+        else:  # the same sums in another order
+            np.testing.assert_allclose(again[name], weights, atol=1e-5, err_msg=name)

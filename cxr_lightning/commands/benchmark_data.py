@@ -30,7 +30,7 @@ from cxr_lightning.errors import UserError
 MAX_FILES = 4096
 """Images that the plain loader and the reading of originals go through, at most."""
 
-CHUNK, CHUNKS = 8, 5000
+CHUNK, CHUNKS = 32, 2000
 """Images that one process reads at once, and how often before the processes are started anew."""
 
 SUFFIXES = {".png", ".jpg", ".jpeg"}

@@ -336,8 +336,8 @@ def _explain(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"out: {out} cannot be written ({error}); free the space or choose another folder; "
-            "where images were read already, the same command goes on from there."
+            f"out: {out} cannot be written ({error.strerror or error}); free the space or choose "
+            "another folder; where images were read already, the same command goes on from there."
         ) from error
 
 

@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
 
 Aspect = Literal["pad", "crop"]
 
@@ -87,29 +88,30 @@ class Resize:
             max(1, round(height * self.size / side)),
         )
 
-    def __call__(
-        self, grey: UInt8[np.ndarray, "h w"], extent: tuple[float, float] | None = None
+    def __call__(self, grey: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "size size"]:
+        """Scales a grey image and pads or crops it to the square."""
+        return self.picture(Image.fromarray(grey))
+
+    def picture(
+        self, image: Image.Image, extent: tuple[float, float] | None = None
     ) -> UInt8[np.ndarray, "size size"]:
-        """Scales a grey image and pads or crops it to the square.
+        """The same of a picture in mode L.
 
         Args:
-            grey: The image.
+            image: The picture.
             extent: Width and height that it covers from the left upper corner, where its last
                 column and row lie partly outside; default: all.
         """
-        image = Image.fromarray(grey)
         width, height = extent or image.size
         if self.aspect == "crop":
             side = min(width, height)
             left, top = (width - side) / 2, (height - side) / 2
             box = (left, top, left + side, top + side)
             return np.asarray(image.resize((self.size, self.size), FILTER, box))
-        scaled = np.asarray(image.resize(self.scaled(width, height), FILTER, (0, 0, width, height)))
-        canvas = np.zeros((self.size, self.size), dtype=np.uint8)
-        top_row = (self.size - scaled.shape[0]) // 2
-        left_column = (self.size - scaled.shape[1]) // 2
-        canvas[top_row:, left_column:][: scaled.shape[0], : scaled.shape[1]] = scaled
-        return canvas
+        scaled = image.resize(self.scaled(width, height), FILTER, (0, 0, width, height))
+        square = Image.new("L", (self.size, self.size))
+        square.paste(scaled, ((self.size - scaled.width) // 2, (self.size - scaled.height) // 2))
+        return np.asarray(square)
 
 
 def read_grey(file: Path, resize: Resize | None = None) -> Reading:
@@ -127,37 +129,36 @@ def read_grey(file: Path, resize: Resize | None = None) -> Reading:
             warnings.simplefilter("ignore")  # of damaged metadata: the pixels decide
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file) as image:
-                original = image.size
-                extent = _reduce(image, resize)
-                ImageOps.exif_transpose(image, in_place=True)
-                if extent is None:  # not reduced, but perhaps turned
-                    original = image.size
+                if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+                    ImageOps.exif_transpose(image, in_place=True)
+                width, height = image.size
+                extent = _reduce(image, resize) if resize else None
                 grey = to_grey(image)
+                pixels = resize.picture(grey, extent) if resize else np.asarray(grey)
     except FileNotFoundError as error:
         raise UnreadableImageError("no such file") from error
     except DECODER_ERRORS as error:
         raise UnreadableImageError(f"{type(error).__name__}: {error}") from error
-    return Reading(resize(grey, extent) if resize else grey, *original)
+    return Reading(pixels, width, height)
 
 
-def _reduce(image: Image.Image, resize: Resize | None) -> tuple[float, float] | None:
-    """Chooses a JPEG's DCT scale; the width and height that the smaller image covers, if any."""
-    if (
-        resize is None
-        or image.format != "JPEG"
-        or image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-    ):
+def _reduce(image: Image.Image, resize: Resize) -> tuple[float, float] | None:
+    """Chooses a JPEG's DCT scale; the width and height that the smaller image covers, if any.
+
+    A picture that was turned is decoded already, and has no scale to choose.
+    """
+    if not isinstance(image, JpegImageFile) or image.tile == []:
         return None
     drafted = image.draft("L", resize.scaled(*image.size))
     return drafted[1][2:] if drafted else None
 
 
-def to_grey(image: Image.Image) -> UInt8[np.ndarray, "h w"]:
-    """An opened image of any mode as 8-bit grey."""
+def to_grey(image: Image.Image) -> Image.Image:
+    """A picture of any mode in mode L, which is 8-bit grey."""
     if image.mode == "L" and "transparency" not in image.info:
-        return np.asarray(image)
+        return image
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
-        return np.round(np.asarray(image) / 257).astype(np.uint8)
+        return Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise UnreadableImageError(
             f"grey values of mode {image.mode} have no stated range; save it with 8 or 16 bits"
@@ -165,4 +166,4 @@ def to_grey(image: Image.Image) -> UInt8[np.ndarray, "h w"]:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
-    return np.asarray(image.convert("L"))
+    return image.convert("L")

@@ -129,11 +129,11 @@ def test_dct_scaling_keeps_the_picture(tmp_path, aspect, shape, mode):
 def test_dct_scaling_is_used(tmp_path, monkeypatch):
     file = save(tmp_path, gradient(400, 400), "image.jpg")
     shapes = []
-    plain = Resize.__call__
+    plain = Resize.picture
     monkeypatch.setattr(
         Resize,
-        "__call__",
-        lambda self, grey, *rest: shapes.append(grey.shape) or plain(self, grey, *rest),
+        "picture",
+        lambda self, image, *rest: shapes.append(image.size) or plain(self, image, *rest),
     )
     read_grey(file, Resize(64))
     assert shapes == [(100, 100)]
