@@ -19,10 +19,10 @@ FIT     = $(CXR) fit --config configs/$@.yaml --config configs/scale/$(SCALE).ya
           --data.root $(DATA) --data.image_size $(SIZE) --trainer.default_root_dir $(RUNS)/$@
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint type prepare vae ddpm moco finetune generate evaluate report pipeline benchmark gpu-check clean
+.PHONY: help demo test lint type prepare describe vae ddpm moco finetune generate evaluate report pipeline benchmark benchmark-data gpu-check clean
 
 help:  ## list the targets
-	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 demo: $(VENV)/installed  ## phantom data, four small stages on the CPU, generate, evaluate, report.html
 	test -f demo/prepared/header.json || \
@@ -42,6 +42,9 @@ type: $(VENV)/installed-dev  ## mypy, strict
 
 prepare: $(VENV)/installed  ## SOURCE=chexpert ROOT=... DATA=... SIZE=64: read a data set
 	$(CXR) prepare --source $(SOURCE) --root $(ROOT) --out $(DATA) --size $(SIZE)
+
+describe: $(VENV)/installed  ## DATA=...: what is in a prepared data set, with contact sheets
+	$(CXR) prepare --describe $(DATA)
 
 vae: $(VENV)/installed  ## stage 1: the autoencoder
 	$(FIT) $(VAE_FLAGS)
@@ -81,6 +84,9 @@ benchmark: $(VENV)/installed  ## speed of stage 2's training step, as JSON
 	$(CXR) benchmark --config configs/ddpm.yaml --config configs/scale/$(SCALE).yaml \
 		--data.root $(DATA) --data.image_size $(SIZE) \
 		--model.init_args.autoencoder $(RUNS)/vae/product $(DDPM_FLAGS)
+
+benchmark-data: $(VENV)/installed  ## speed of the loader, as JSON: DATA=... BENCHMARK_FLAGS="--files ..."
+	$(CXR) benchmark --data $(DATA) $(BENCHMARK_FLAGS)
 
 gpu-check: $(VENV)/installed-dev  ## what needs a GPU: its tests, then the speed of stage 2
 	$(VENV)/bin/python -m pytest -m gpu $(PYTEST_FLAGS)
