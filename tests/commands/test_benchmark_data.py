@@ -9,6 +9,7 @@ from PIL import Image
 
 from cxr_lightning.cli import main
 from cxr_lightning.commands.benchmark_data import (
+    CHUNK,
     PlainFiles,
     find_images,
     images_per_second,
@@ -80,7 +81,7 @@ def test_reading_counts_every_image(tmp_path):
     Image.fromarray(np.zeros((9, 9), dtype=np.uint8)).save(tmp_path / "a.png")
     one_pass = prepare_pass(find_images(tmp_path), 8, 1)
     batches = iter(one_pass())
-    assert [next(batches) for _ in range(3)] == [8, 8, 8]
+    assert [next(batches) for _ in range(3)] == [CHUNK] * 3
 
 
 def test_mistakes(prepared, tmp_path, capsys):

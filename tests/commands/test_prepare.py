@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from cxr_lightning.commands import prepare as module
+from cxr_lightning.commands.describe import describe
 from cxr_lightning.commands.prepare import prepare
 from cxr_lightning.data.prepared import open_prepared, partial_folder, read_failures
 from cxr_lightning.data.sources.base import COLUMNS
@@ -293,6 +295,31 @@ def test_phantom(tmp_path):
     with pytest.raises(UserError, match="patients: 1 patients"):
         prepare("phantom", tmp_path / "new", tmp_path / "other", workers=1, patients=1)
     assert sorted(f.name for f in tmp_path.iterdir()) == ["out", "phantom"]
+
+
+@pytest.mark.skipif("CXR_TEST_DATA" not in os.environ, reason="needs CXR_TEST_DATA")
+@pytest.mark.parametrize(
+    ("name", "counts", "sides"),
+    [
+        ("nih64", {"train": 720, "valid": 130}, {64}),
+        ("kermany224", {"train": 4278, "valid": 459}, {224}),
+        ("hannover_fullres", {"train": 76, "valid": 12}, {1024, 2000}),
+        ("nih512", {"train": 2}, {512}),
+    ],
+)
+def test_real_sets(tmp_path, capsys, name, counts, sides):
+    root = Path(os.environ["CXR_TEST_DATA"]) / name
+    prepare("chexpert", root, tmp_path / "out", 64, workers=2, valid_fraction=0.0, strict=True)
+    data = open_prepared(tmp_path / "out", verify=True)
+    assert data.table["split"].value_counts().to_dict() == counts
+    assert data.table.groupby("patient")["split"].nunique().max() == 1
+    assert set(data.table["width"]) == set(data.table["height"]) == sides
+    assert data.images.std(axis=(1, 2)).min() > 10
+    describe(tmp_path / "out", per_condition=4)
+    facts = json.loads((tmp_path / "out/description/description.json").read_text())
+    assert facts["images"] == sum(counts.values())
+    assert facts["duplicates"]["groups across patients"] == 0
+    assert (tmp_path / "out/description/healthy.png").is_file()
 
 
 @pytest.mark.skipif("CXR_TEST_DATA" not in os.environ, reason="needs CXR_TEST_DATA")

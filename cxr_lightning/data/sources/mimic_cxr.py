@@ -95,7 +95,7 @@ def _with_view(table: pd.DataFrame) -> pd.DataFrame:
     view = table["ViewPosition"].str.strip().str.upper().map(VIEWS)
     if "ViewCodeSequence_CodeMeaning" in table.columns:
         meaning = table["ViewCodeSequence_CodeMeaning"].str.strip().str.upper()
-        view = view.fillna(meaning.map(VIEWS))
+        view = view.where(view.notna(), meaning.map(VIEWS))
     frontal = {"AP": "Frontal", "PA": "Frontal", "Lateral": "Lateral"}
     return table.assign(
         **{

@@ -181,9 +181,12 @@ def _open_text(file: Path) -> TextIOWrapper:
 
 
 def _records(stream: TextIOWrapper) -> Iterator[tuple[int, list[str]]]:
-    """Rows that are not empty, each with the number of its first line."""
+    """Rows that are not empty, each with the number of its first line.
+
+    A NUL character, at which some versions of pandas end a text, becomes U+FFFD.
+    """
     csv.field_size_limit(FIELD_LIMIT)
-    reader = csv.reader(stream, strict=True)
+    reader = csv.reader((line.replace("\0", "\ufffd") for line in stream), strict=True)
     line = 1
     for row in reader:
         if row:
