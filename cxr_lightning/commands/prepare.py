@@ -14,13 +14,8 @@ from tqdm import tqdm
 
 from cxr_lightning.commands.describe import format_table
 from cxr_lightning.data.description import count_conditions
-from cxr_lightning.data.prepared import (
-    PreparedWriter,
-    open_prepared,
-    open_writer,
-    read_failures,
-    read_header,
-)
+from cxr_lightning.data.prepared import open_prepared, read_failures, read_header
+from cxr_lightning.data.prepared_writer import PreparedWriter, open_writer
 from cxr_lightning.data.resize import Aspect, Resize
 from cxr_lightning.data.sources.base import Source
 from cxr_lightning.data.sources.medmnist import Flag, NativeSize

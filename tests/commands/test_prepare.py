@@ -13,7 +13,8 @@ from PIL import Image
 from cxr_lightning.commands import prepare as module
 from cxr_lightning.commands.describe import describe
 from cxr_lightning.commands.prepare import prepare
-from cxr_lightning.data.prepared import open_prepared, partial_folder, read_failures
+from cxr_lightning.data.prepared import open_prepared, read_failures
+from cxr_lightning.data.prepared_writer import partial_folder
 from cxr_lightning.data.sources.base import COLUMNS
 from cxr_lightning.data.sources.files import LayoutReader
 from cxr_lightning.errors import UserError

@@ -8,13 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cxr_lightning.data.prepared import (
+from cxr_lightning.data.prepared import open_prepared, read_failures
+from cxr_lightning.data.prepared_writer import (
     PreparedWriter,
     check_free_space,
-    open_prepared,
     open_writer,
     partial_folder,
-    read_failures,
 )
 from cxr_lightning.data.resize import Resize
 from cxr_lightning.data.sources.base import TABLE_COLUMNS
