@@ -11,25 +11,31 @@ from jaxtyping import Int, Shaped
 from PIL import Image
 
 from cxr_lightning.data.description import (
+    DESCRIBED,
     count_conditions,
     count_observations,
     count_policies,
     count_splits,
     describe_duplicates,
-    described_conditions,
     find_duplicates,
     find_near_constant,
     summarise_ages,
 )
 from cxr_lightning.data.prepared import PreparedDataset, open_prepared, read_failures
 from cxr_lightning.data.sheet import contact_sheet
+from cxr_lightning.data.vocabulary import HealthCondition, parse_condition
 from cxr_lightning.errors import UserError
 
 COMMON_SIZES = 5
 COLUMNS = 8
 
 
-def describe(describe: Path, out: Path | None = None, per_condition: int = 32) -> None:
+def describe(
+    describe: Path,
+    out: Path | None = None,
+    conditions: str | None = None,
+    per_condition: int = 32,
+) -> None:
     """Says what is in a prepared data set, and makes a contact sheet for each health condition.
 
     Printed: labels by observation, as they are and under the policies for uncertain and blank
@@ -40,6 +46,8 @@ def describe(describe: Path, out: Path | None = None, per_condition: int = 32) -
     Args:
         describe: Folder of the prepared data set.
         out: Folder to write; default: `description` in that folder. What was there is overwritten.
+        conditions: More health conditions to count, separated by commas, such as
+            `pneumonia+edema,edema+pleural_effusion`.
         per_condition: Images on a contact sheet, at most; drawn at random, at most one a patient
             as far as there are patients.
 
@@ -48,21 +56,23 @@ def describe(describe: Path, out: Path | None = None, per_condition: int = 32) -
     """
     if per_condition < 1:
         raise UserError(f"per_condition: {per_condition} images make no sheet; give 1 or more.")
+    asked = [parse_condition(text) for text in (conditions or "").split(",") if text]
+    described = [*DESCRIBED, *(c for c in asked if c not in DESCRIBED)]
     prepared = open_prepared(describe)
     folder = out or describe / "description"
     failures = read_failures(describe)
     duplicates = describe_duplicates(prepared.table, find_duplicates(prepared.images))
     empty = prepared.table["Path"].iloc[find_near_constant(prepared.images)].tolist()
-    facts = _facts(prepared) | {
+    facts = _facts(prepared, described) | {
         "duplicates": duplicates,
         "near_constant": empty,
         "failures": len(failures),
     }
-    _print(prepared, facts)
+    _print(prepared, facts, described)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "description.json").write_text(json.dumps(facts, indent=1) + "\n")
-        sheets = _write_sheets(prepared, folder, per_condition)
+        sheets = _write_sheets(prepared, folder, described, per_condition)
     except OSError as error:
         raise UserError(
             f"out: {folder} cannot be written ({error}); give another --out."
@@ -70,11 +80,11 @@ def describe(describe: Path, out: Path | None = None, per_condition: int = 32) -
     print(f"\nwrote description.json and {sheets} contact sheets to {folder}")
 
 
-def _facts(prepared: PreparedDataset) -> dict[str, Any]:
+def _facts(prepared: PreparedDataset, described: list[HealthCondition]) -> dict[str, Any]:
     """All counts, as JSON."""
     table = prepared.table
     sizes = (table["width"].astype(str) + " x " + table["height"].astype(str)).value_counts()
-    conditions = count_conditions(table).astype(object)
+    conditions = count_conditions(table, described).astype(object)
     return {
         "header": prepared.header,
         "images": len(table),
@@ -91,7 +101,9 @@ def _facts(prepared: PreparedDataset) -> dict[str, Any]:
     }
 
 
-def _print(prepared: PreparedDataset, facts: dict[str, Any]) -> None:
+def _print(
+    prepared: PreparedDataset, facts: dict[str, Any], described: list[HealthCondition]
+) -> None:
     table = prepared.table
     size = prepared.size
     print(f"{facts['images']} images of {facts['patients']} patients, {size} x {size} px")
@@ -100,7 +112,7 @@ def _print(prepared: PreparedDataset, facts: dict[str, Any]) -> None:
     _print_table(
         "positive/negative labels under a policy for uncertain ones", count_policies(table)
     )
-    _print_table("health conditions", count_conditions(table))
+    _print_table("health conditions", count_conditions(table, described))
     for name in ("views", "sexes", "ages"):
         print(f"\n{name}: {', '.join(f'{k} {v:g}' for k, v in facts[name].items())}")
     common = list(facts["sizes"].items())[:COMMON_SIZES]
@@ -130,10 +142,15 @@ def format_table(counts: pd.DataFrame) -> str:
     )
 
 
-def _write_sheets(prepared: PreparedDataset, folder: Path, per_condition: int) -> int:
+def _write_sheets(
+    prepared: PreparedDataset,
+    folder: Path,
+    described: list[HealthCondition],
+    per_condition: int,
+) -> int:
     """Writes a contact sheet for each health condition that occurs; returns how many."""
     sheets = 0
-    for condition in described_conditions():
+    for condition in described:
         rows = np.flatnonzero(condition.matches(prepared.table))
         if len(rows):
             chosen = choose_rows(prepared.table["patient"].to_numpy(dtype=str), rows, per_condition)

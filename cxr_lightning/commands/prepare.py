@@ -243,7 +243,8 @@ def _report(out: Path, writer: PreparedWriter) -> None:
     print(f"wrote {_summary(kept)}, {writer.size} x {writer.size} px, to {out}")
     where = f", see {out / 'failures.csv'}" if len(failed) else ""
     print(f"{len(failed)} failures{where}")
-    print(f"health conditions:\n{format_table(count_conditions(kept))}")
+    counts = count_conditions(kept)
+    print(f"health conditions:\n{format_table(counts[counts['images'] > 0])}")
     for split in ("train", "valid"):
         if not (kept["split"] == split).any():
             print(f"no image is in {split}; --valid_fraction and --seed decide about it")

@@ -1,6 +1,6 @@
 """What is in a prepared data set: counts of its table, and a look at its pixels."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,8 @@ from cxr_lightning.data.prepared import hash_image
 from cxr_lightning.data.vocabulary import CONDITIONS, HealthCondition, parse_condition
 from cxr_lightning.types import NOT_ANNOTATED, OBSERVATIONS
 
-CONJUNCTIONS = ("pneumonia+pleural_effusion",)
-"""Conjunctions that every description counts: the project's own example."""
+DESCRIBED = [*CONDITIONS.values(), parse_condition("pneumonia+pleural_effusion")]
+"""Every single health condition, and the usual example of several findings at once."""
 
 POLICIES: tuple[UncertainPolicy | Preset, ...] = ("ignore", "zeros", "ones", "common")
 """Policies for uncertain labels whose effect is counted. `soft` and `self_trained` know as many
@@ -25,11 +25,6 @@ NEAR_CONSTANT = 4.0
 
 BLOCK = 4096
 """Images that are looked at at once."""
-
-
-def described_conditions() -> list[HealthCondition]:
-    """Every single health condition, and `CONJUNCTIONS`."""
-    return [*CONDITIONS.values(), *(parse_condition(text) for text in CONJUNCTIONS)]
 
 
 def count_observations(table: pd.DataFrame) -> pd.DataFrame:
@@ -64,8 +59,10 @@ def count_policies(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns, index=list(OBSERVATIONS))
 
 
-def count_conditions(table: pd.DataFrame) -> pd.DataFrame:
-    """One row a health condition that occurs: images by view, patients, and its definition.
+def count_conditions(
+    table: pd.DataFrame, conditions: Sequence[HealthCondition] = DESCRIBED
+) -> pd.DataFrame:
+    """One row a health condition: images by view, patients, and its definition.
 
     The share of PA is among the images whose view is AP or PA; NaN where none is. View is the
     strongest factor in chest radiographs: where the shares differ between conditions, a model can
@@ -73,20 +70,19 @@ def count_conditions(table: pd.DataFrame) -> pd.DataFrame:
     """
     view = table["AP/PA"].where(table["AP/PA"].isin(["AP", "PA"]), "other")
     rows = {}
-    for condition in described_conditions():
+    for condition in conditions:
         shown = condition.matches(table)
         counts = view[shown].value_counts()
         ap, pa = int(counts.get("AP", 0)), int(counts.get("PA", 0))
-        if shown.any():
-            rows[condition.name] = {
-                "images": int(shown.sum()),
-                "AP": ap,
-                "PA": pa,
-                "other": int(counts.get("other", 0)),
-                "PA share": pa / (ap + pa) if ap + pa else float("nan"),
-                "patients": int(table["patient"][shown].nunique()),
-                "definition": condition.definition,
-            }
+        rows[condition.name] = {
+            "images": int(shown.sum()),
+            "AP": ap,
+            "PA": pa,
+            "other": int(counts.get("other", 0)),
+            "PA share": pa / (ap + pa) if ap + pa else float("nan"),
+            "patients": int(table["patient"][shown].nunique()),
+            "definition": condition.definition,
+        }
     return pd.DataFrame.from_dict(rows, orient="index")
 
 

@@ -11,7 +11,7 @@ from cxr_lightning.errors import UserError
 
 
 def test_description_of_the_phantom(prepared, tmp_path, capsys):
-    describe(prepared, tmp_path / "out", per_condition=5)
+    describe(prepared, tmp_path / "out", "pleural_effusion+support_devices,edema", per_condition=5)
     text = capsys.readouterr().out
     facts = json.loads((tmp_path / "out" / "description.json").read_text())
     table = open_prepared(prepared).table
@@ -23,7 +23,13 @@ def test_description_of_the_phantom(prepared, tmp_path, capsys):
     healthy = (table["No Finding"] == 1) & (table["Support Devices"] != 1)
     assert facts["conditions"]["healthy"]["images"] == healthy.sum()
     sheets = {file.stem for file in (tmp_path / "out").glob("*.png")}
-    assert sheets == set(facts["conditions"])
+    assert sheets == {name for name, c in facts["conditions"].items() if c["images"]}
+    assert facts["conditions"]["fracture"] == {  # simulated patients break no bones
+        **dict.fromkeys(("images", "AP", "PA", "other", "patients"), 0),
+        "PA share": None,
+        "definition": "Fracture = 1",
+    }
+    assert "pleural_effusion+support_devices" in sheets
     with Image.open(tmp_path / "out" / "healthy.png") as sheet:
         columns = min(5, int(healthy.sum()))
         assert sheet.size == (columns * 34 + 2, 36)
@@ -44,6 +50,8 @@ def test_what_cannot_be_described(prepared, tmp_path):
         describe(tmp_path / "absent")
     with pytest.raises(UserError, match="per_condition: 0"):
         describe(prepared, tmp_path / "out", per_condition=0)
+    with pytest.raises(UserError, match="'flu' in 'flu' is not a health condition"):
+        describe(prepared, tmp_path / "out", "flu")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"out: .*file cannot be written"):
         describe(prepared, tmp_path / "file")

@@ -15,6 +15,7 @@ from cxr_lightning.data.description import (
     find_near_constant,
     summarise_ages,
 )
+from cxr_lightning.data.vocabulary import parse_condition
 from cxr_lightning.types import NOT_ANNOTATED, OBSERVATIONS
 
 ROWS = 300
@@ -86,11 +87,19 @@ def test_conditions(table):
     assert counts.loc["healthy", "definition"] == "No Finding = 1, Support Devices not 1"
 
 
-def test_conditions_that_do_not_occur_are_left_out(table):
+def test_conditions_that_do_not_occur(table):
     table["Pneumonia"] = 0.0
-    names = set(count_conditions(table).index)
-    assert "edema" in names
-    assert not {"pneumonia", "pneumonia+pleural_effusion"} & names
+    counts = count_conditions(table)
+    assert counts["images"]["edema"] > 0
+    assert counts["images"][["pneumonia", "pneumonia+pleural_effusion"]].tolist() == [0, 0]
+    assert np.isnan(counts["PA share"]["pneumonia"])
+
+
+def test_conditions_of_ones_own(table):
+    asked = parse_condition("edema+fracture")
+    both = (table["Edema"] == 1) & (table["Fracture"] == 1)
+    counts = count_conditions(table, [asked])
+    assert counts["images"].to_dict() == {"edema+fracture": both.sum()}
 
 
 def test_share_without_a_view_is_unknown(table):
