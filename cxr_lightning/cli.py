@@ -56,6 +56,9 @@ def main(args: list[str] | None = None) -> None:
         return
     try:
         run(args)
+    except KeyboardInterrupt:
+        print(f"cxr {args[0]}: interrupted; the same command goes on.", file=sys.stderr)
+        sys.exit(130)
     except Exception as error:
         mistake = find_mistake(error)
         if mistake is None:

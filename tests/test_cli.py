@@ -163,3 +163,16 @@ def test_variants_of_a_command(args: list[str], name: str) -> None:
 
 def test_a_variant_is_no_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "'describe' is not a command" in fails(capsys, "describe", "--describe", "x")
+
+
+def test_an_interruption_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(args: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cxr_lightning.cli.run", interrupt)
+    with pytest.raises(SystemExit) as stop:
+        main(["prepare"])
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "cxr prepare: interrupted; the same command goes on.\n"

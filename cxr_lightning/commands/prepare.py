@@ -39,6 +39,7 @@ def prepare(
     valid_fraction: float = 0.1,
     seed: int = 0,
     strict: bool = False,
+    origin: str | None = None,
     labels: str | None = None,
     csv: Path | None = None,
     columns: dict[str, str] | None = None,
@@ -74,6 +75,8 @@ def prepare(
         seed: Seed of that split, and of the phantom.
         strict: Exit with code 2 if an image could not be read or a row not be used; the data set
             of the others is written all the same.
+        origin: Collection that the images were taken from, such as `NIH ChestX-ray14`, where the
+            source does not say it: a mixture refuses two sets of one origin.
         labels: Whose labels to take. chexpert: `chexpert`, `chexbert`, `visualchexbert`.
             chexpert_plus: `report`, `findings`, `impression`. mimic_cxr: `chexpert`, `negbio`.
             Default: the first.
@@ -90,6 +93,7 @@ def prepare(
         UserError: If an argument or the data set is wrong, no image can be read, the disk has no
             room, or, with strict, anything was left out.
     """
+    root, out = root.absolute(), out.absolute()
     _check_numbers(size, workers, valid_fraction, seed)
     _check_out(out, root)
     cores = workers or os.cpu_count() or 1
@@ -100,6 +104,7 @@ def prepare(
         csv=csv,
         columns=columns or {},
         parts=parts,
+        out=out,
         flag=flag,
         download_size=download_size,
         patients=patients,
@@ -113,14 +118,19 @@ def prepare(
     table.loc[usable, "split"] = assign_splits(table[usable], valid_fraction, seed)
     if views == "frontal":
         table = _leave_out_laterals(table, root)
-    request = _request(data_set, root, resize, table)
+        _require_usable(table, root)
+    request = _request(data_set, root, resize, table, origin)
     if _is_complete(out, request):
         failed = read_failures(out)
-        print(f"{out} is complete already: {_summary(open_prepared(out).table)}.")
+        print(
+            f"{out} is complete already: {_summary(open_prepared(out).table)}, {len(failed)} "
+            "failures. What was repaired since is read into a new folder only."
+        )
     else:
         with open_writer(out, table, size, request) as writer:
             _write(data_set, resize, writer, cores)
-            writer.finish(source, data_set.origins, resize, request)
+            origins = data_set.origins if origin is None else (origin,)
+            writer.finish(source, origins, resize, request)
         failed = writer.failed()
         _report(out, writer)
     if strict and len(failed):
@@ -184,8 +194,10 @@ def _check_out(out: Path, root: Path) -> None:
     """Raises a UserError if the result can certainly not be written to `out`."""
     if out.exists() and not out.is_dir():
         raise UserError(f"out: {out} is a file; give a folder that is absent or empty.")
-    if out.resolve() == root.resolve():
-        raise UserError(f"out: {out} is the folder of the data set itself; give another one.")
+    if out.resolve() in (root.resolve(), *root.resolve().parents):
+        raise UserError(f"out: {out} is, or holds, the folder of the data set; give another one.")
+    if out.is_symlink():
+        raise UserError(f"out: {out} is a link; give the folder that it means.")
     if out.exists() and any(out.iterdir()) and not (out / "header.json").is_file():
         raise _occupied(out)
 
@@ -196,10 +208,12 @@ def _occupied(out: Path) -> UserError:
     )
 
 
-def _request(data_set: Source, root: Path, resize: Resize, table: pd.DataFrame) -> str:
+def _request(
+    data_set: Source, root: Path, resize: Resize, table: pd.DataFrame, origin: str | None
+) -> str:
     """A hash of all that decides about the result."""
     rows = hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()
-    fields = [data_set.name, str(root.resolve()), resize.size, resize.describe(), rows]
+    fields = [data_set.name, str(root.resolve()), resize.size, resize.describe(), rows, origin]
     return hashlib.sha256(json.dumps(fields).encode()).hexdigest()
 
 

@@ -29,7 +29,7 @@ def view_weights(table: pd.DataFrame, conditions: Sequence[str]) -> Float[np.nda
     Raises:
         UserError: If a condition is none.
     """
-    parsed = [parse_condition(text) for text in conditions]
+    parsed = [parse_condition(text) for text in dict.fromkeys(conditions)]
     shown = pd.DataFrame({c.name: c.matches(table) for c in parsed}, index=table.index)
     view = table["AP/PA"]
     known = view.isin(["AP", "PA"])
@@ -41,7 +41,7 @@ def view_weights(table: pd.DataFrame, conditions: Sequence[str]) -> Float[np.nda
                 f"{' or '.join(sorted(missing))}, so its view stays confounded.",
                 stacklevel=2,
             )
-    group = shown.to_numpy() @ 2 ** np.arange(len(parsed))
+    group = shown.to_numpy() @ 2 ** np.arange(shown.shape[1])
     weights = np.ones(len(table))
     cells = pd.DataFrame({"group": group, "view": view})[known]
     joint = cells.groupby(["group", "view"])["view"].transform("size")

@@ -86,6 +86,11 @@ class CheXpertDataModule(LightningDataModule):
                 f"of {self.prepared.size} pixels; set it to {self.prepared.size} or prepare again "
                 f"with --size {self.image_size}."
             )
+        if self.batch_size < 1 or self.seed < 0:
+            raise UserError(
+                f"data.batch_size, data.seed: {self.batch_size} images and seed {self.seed} are "
+                "not possible; use at least 1 and at least 0."
+            )
         if self.batch_size % self._world_size:
             raise UserError(
                 f"data.batch_size: {self.batch_size} does not divide among {self._world_size} "
@@ -94,14 +99,13 @@ class CheXpertDataModule(LightningDataModule):
         table = self.prepared.table
         self.condition: Condition = table_condition(table, self.policy, self.probabilities)
         self.rows = {s: np.flatnonzero(table["split"] == s) for s in get_args(Split)}
-        for split, need in (("train", self.batch_size), ("valid", self._world_size)):
+        for split, need in self._needs(stage).items():
             if len(self.rows[split]) < need:
                 raise UserError(
                     f"data.root: the {split} split of {self.root} has {len(self.rows[split])} "
-                    f"images and needs at least {need}; use a smaller --data.batch_size or prepare "
-                    "more images."
+                    f"images and needs at least {need}; use a smaller --data.batch_size, fewer "
+                    "processes, or prepare more images (--valid_fraction)."
                 )
-
         if self.balance_view is not None:
             self.weights = view_weights(table.iloc[self.rows["train"]], self.balance_view)
 
@@ -149,6 +153,15 @@ class CheXpertDataModule(LightningDataModule):
         if self.on_device is None or self.on_device.images.device != device:
             self.on_device = ResidentRadiographs(self.prepared.images, self.condition, device)
         return self.on_device
+
+    def _needs(self, stage: str | None) -> dict[Split, int]:
+        """Images that a split must have: a batch to train, one a process to evaluate."""
+        if stage == "test":
+            return {"test" if len(self.rows["test"]) else "valid": self._world_size}
+        evaluated: dict[Split, int] = {"valid": self._world_size}
+        if stage in ("validate", "predict"):
+            return evaluated
+        return {"train": self.batch_size, **evaluated}
 
     @property
     def _world_size(self) -> int:

@@ -120,7 +120,10 @@ def read_header(root: Path) -> dict[str, Any]:
 
 def read_failures(root: Path) -> pd.DataFrame:
     """What could not be read or used, and why: columns `Path` and `reason`."""
-    return pd.read_csv(root / "failures.csv", dtype=str, keep_default_na=False)
+    try:
+        return pd.read_csv(root / "failures.csv", dtype=str, keep_default_na=False)
+    except ValueError as error:
+        raise _broken(root, f"has a failures.csv that cannot be read ({error})") from error
 
 
 def hash_image(image: UInt8[np.ndarray, "h w"]) -> bytes:

@@ -161,6 +161,11 @@ class PreparedWriter:
         start = len(_array_header(0, self.size))
         available = (self.partial / "images.npy").stat().st_size - start
         valid = [first]
+        if len(lines) > 1 and lines[0] != {"request": request}:
+            raise UserError(
+                f"out: {self.partial} holds an unfinished data set of other options; run that "
+                "command again to finish it, or remove the folder."
+            )
         if lines and lines[0] == {"request": request}:
             for record in lines[1:]:
                 failures = {int(offset): why for offset, why in record["failures"].items()}

@@ -28,6 +28,7 @@ FILTER = Image.Resampling.BICUBIC
 DECODER_ERRORS = (
     OSError,  # missing, unknown format, truncated
     SyntaxError,  # broken PNG chunk
+    RuntimeError,  # of AVIF; also NotImplementedError, of DDS
     ValueError,
     EOFError,
     IndexError,

@@ -228,8 +228,13 @@ def test_out_is_in_use(root, tmp_path):
         prepare("chexpert", root, tmp_path / "notes", workers=1)
     with pytest.raises(UserError, match="is a file"):
         prepare("chexpert", root, tmp_path / "notes" / "precious.txt", workers=1)
-    with pytest.raises(UserError, match="the data set itself"):
+    with pytest.raises(UserError, match="is, or holds, the folder of the data set"):
         prepare("chexpert", root, root, workers=1)
+    with pytest.raises(UserError, match="is, or holds"):
+        prepare("chexpert", root, tmp_path, workers=1)
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    with pytest.raises(UserError, match="is a link"):
+        prepare("chexpert", root, tmp_path / "link", workers=1)
     (tmp_path / "empty").mkdir()
     prepare("chexpert", root, tmp_path / "empty", size=16, workers=1)
     assert len(open_prepared(tmp_path / "empty").images) == PATIENTS
@@ -255,6 +260,26 @@ def test_laterals_only(root, tmp_path):
     file.write_text(file.read_text().replace("Frontal,AP", "Lateral,"))
     with pytest.raises(UserError, match="lateral views only"):
         prepare("chexpert", root, tmp_path / "out", workers=1)
+
+
+@pytest.mark.parametrize("place", [".", "image folder"])
+def test_relative_paths(root, tmp_path, monkeypatch, place):
+    (tmp_path / "train.csv").write_text((root / "train.csv").read_text())
+    (root / "train.csv").unlink()  # the CSV file lies beside the image folder
+    monkeypatch.chdir(tmp_path if place == "." else root)
+    prepare("chexpert", Path(), Path("../new/out"), 16, workers=1)
+    assert len(open_prepared(Path("../new/out")).images) == PATIENTS
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    prepare("chexpert", root, Path(), 16, workers=1)
+    assert len(open_prepared(tmp_path / "here").images) == PATIENTS
+
+
+def test_no_usable_frontal(root, tmp_path):
+    file = root / "train.csv"
+    file.write_text(file.read_text().replace("Male,50,Frontal", "Male,old,Frontal"))
+    with pytest.raises(UserError, match=r"none of the 30 rows .* can be used .*Age is 'old'"):
+        prepare("chexpert", root, tmp_path / "out", 16, workers=1)
 
 
 def test_folder(tmp_path, capsys):

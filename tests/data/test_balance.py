@@ -61,6 +61,12 @@ def test_a_condition_in_one_view_only_is_warned_of():
         view_weights(table, NAMES)
 
 
+def test_a_condition_named_twice_counts_once():
+    table, _ = confounded()
+    twice = view_weights(table, [*NAMES, "healthy"])
+    np.testing.assert_array_equal(twice, view_weights(table, NAMES))
+
+
 def test_no_condition():
     with pytest.raises(UserError, match="'flu' in 'flu' is not a health condition"):
         view_weights(confounded()[0], ["flu"])

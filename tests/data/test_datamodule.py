@@ -170,3 +170,21 @@ def test_training_is_the_same_bit_for_bit(prepared, quiet_trainer, resident):
         quiet_trainer(max_steps=3, limit_val_batches=1).fit(stage, module)
         losses.append([p.detach().clone() for p in stage.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*losses, strict=True))
+
+
+@pytest.mark.parametrize("changes", [{"batch_size": 0}, {"batch_size": -2}, {"seed": -1}])
+def test_numbers_that_are_not_possible(prepared, changes):
+    with pytest.raises(UserError, match=r"^data\.batch_size, data\.seed: "):
+        CheXpertDataModule(prepared, image_size=32, **{"batch_size": 4, **changes}).setup()
+
+
+def test_each_command_needs_its_own_splits(prepared, monkeypatch):
+    module = CheXpertDataModule(prepared, batch_size=5000, image_size=32)
+    for stage in ("validate", "predict", "test"):
+        module.setup(stage)  # no training batch is needed
+    for stage in ("fit", None):
+        with pytest.raises(UserError, match=r"the train split .* needs at least 5000"):
+            module.setup(stage)
+    monkeypatch.setattr(CheXpertDataModule, "_world_size", 50)
+    with pytest.raises(UserError, match=r"the valid split .* needs at least 50"):
+        module.setup("test")

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -71,6 +73,7 @@ SPLIT_DEV = "split is 'dev', not train, valid, test or blank"
             ["", SPLIT_DEV],
         ),
         ("Path\na.png\na.png\nb.png\n", ["", "an earlier row names the same image", ""]),
+        ("Path\na.png\n./a.png\n", ["", "an earlier row names the same image"]),
         ("Path,Sex\na.png\nb.png,Male\n", ["1 cells where the header has 2", ""]),
         (
             'Path,Sex\n"a.png",Male\nb.png,"Fe\nmale",x\nc.png,Male\n',
@@ -148,6 +151,67 @@ def test_folders_as_classes(tmp_path):
     assert (source.image("val/pleural effusion/deep/down/3.png") == 2).all()
 
 
+def test_folders_that_are_no_classes(tmp_path):
+    root = write_images(
+        tmp_path / "set",
+        "normal/test/1.png",
+        "normal/.ipynb_checkpoints/1-checkpoint.png",
+        "pneumonia/2.png",
+        "patient3/pneumonia/.hidden.png",
+        "prepared/pneumonia/9.png",
+    )
+    (root / "patient3/pneumonia/.hidden.png").unlink()
+    (root / "prepared" / "images.npy").write_bytes(b"")
+    table = FolderSource(root).table()
+    assert table["Path"].tolist() == ["normal/test/1.png", "pneumonia/2.png"]
+    assert table["split"].tolist() == ["test", ""]
+    (root / "edema").symlink_to(root / "pneumonia", target_is_directory=True)
+    with pytest.raises(UserError, match="edema is a link to a folder"):
+        FolderSource(root).table()
+
+
+def test_a_file_name_that_is_not_utf8(tmp_path):
+    root = write_images(tmp_path, "normal/1.png", "pneumonia/2.png")
+    (root / "normal/1.png").rename(root / "normal" / os.fsdecode(b"\xff.png"))
+    table = FolderSource(root).table()
+    assert table[PROBLEM].ne("").sum() == 1
+    assert "the name is not UTF-8" in table[PROBLEM].max()
+    assert table["Path"].max().encode()
+
+
+def test_words_for_people_and_views(tmp_path):
+    text = (
+        "Path,Sex,Frontal/Lateral,AP/PA,patient\n"
+        "a,M,L, pa,7\nb,female, lateral ,AP,7 \nc,,F,,\nd,Unknown,frontal,ll, 7\n"
+        "e,man,Frontal,PA,1\nf,M,oblique,PA,2\ng,M,Frontal,back,3\n"
+    )
+    table = FolderSource(write(tmp_path, text)).table()
+    assert table["Sex"].tolist()[:4] == ["Male", "Female", "Unknown", "Unknown"]
+    views = ["Lateral", "Lateral", "Frontal", "Frontal"]
+    assert table["Frontal/Lateral"].tolist()[:4] == views
+    assert table["AP/PA"].tolist()[:4] == ["PA", "AP", "", "LL"]
+    assert table["patient"].tolist()[:4] == ["7", "7", "c", "7"]
+    assert [problem.partition(": ")[2] for problem in table[PROBLEM]] == [""] * 4 + [
+        "Sex is 'man', not Male, Female, Unknown or blank",
+        "Frontal/Lateral is 'oblique', not Frontal, Lateral or blank",
+        "AP/PA is 'back', not AP, PA, LL, RL or blank",
+    ]
+
+
+def test_an_absolute_path_says_nothing_of_the_patient(tmp_path):
+    text = "Path\n/data/patient1/0.png\n/data/patient1/1.png\nb/patient2/1.png\n"
+    table = FolderSource(write(tmp_path, text)).table()
+    assert table["patient"].tolist() == [*table["Path"][:2], "patient2"]
+
+
+def test_line_breaks_within_a_cell(tmp_path):
+    text = 'Path,report\na.png,"one\rtwo\r\nthree"\n'
+    root = tmp_path / "set"
+    root.mkdir()
+    (root / "images.csv").write_bytes(text.encode())
+    assert FolderSource(root).table()["report"].tolist() == ["one\ntwo\nthree"]
+
+
 def test_folders_with_other_names(tmp_path):
     root = write_images(tmp_path, "bacteria/1.png", "normal/2.png")
     with pytest.raises(UserError, match="'bacteria' is not named after an observation"):
@@ -165,6 +229,8 @@ def test_folders_with_other_names(tmp_path):
         ("Path,PATH\na,b\n", "names the column Path twice"),
         ("Path,Path\na,b\n", "names the column 'Path' twice"),
         ('Path,Sex\na.png,"Male\n', "cannot be read as a CSV file"),
+        ('Path,Sex\na.png,Male\nb.png,"Ma"le\n', "cannot be read .*line 3:"),
+        ("Path;Sex\na.png;Male\n", "has ';' between its cells; save it with commas"),
     ],
 )
 def test_mistakes_in_the_csv(tmp_path, text, message):

@@ -103,6 +103,18 @@ def test_the_same_image_in_two_sets_is_refused(sets, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_the_same_command_again_and_parts_of_unknown_origin(sets, tmp_path, capsys):
+    mix(sets, sets / "mixed")
+    assert "origin unknown: a, b; make sure" in capsys.readouterr().out
+    mix(sets, sets / "mixed")  # the result beside the parts is no part
+    assert "complete already" in capsys.readouterr().out
+    for name in "cd":
+        raw = write_set(tmp_path / "raw" / name, ord(name))
+        prepare("folder", raw, tmp_path / "own" / name, SIZE, workers=1, origin="our hospital")
+    with pytest.raises(UserError, match="c and d both hold images of our hospital"):
+        mix(tmp_path / "own", tmp_path / "out")
+
+
 def test_a_mixture_may_be_mixed_again(sets, tmp_path):
     prepare("folder", write_set(tmp_path / "raw" / "c", 3), tmp_path / "two" / "c", SIZE, workers=1)
     mix(sets, tmp_path / "two" / "ab")

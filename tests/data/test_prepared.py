@@ -182,14 +182,27 @@ def test_failures_survive_an_interruption(tmp_path):
     assert np.array_equal(open_prepared(out).images, IMAGES[1:])
 
 
-def test_another_request_starts_afresh(tmp_path):
+def test_another_request_does_not_wipe_what_is_unfinished(tmp_path):
     out = tmp_path / "out"
     interrupt(out, chunk(0, 4))
+    with (
+        pytest.raises(UserError, match=r"\.out\.partial holds an unfinished data set of other"),
+        open_writer(out, make_table(), SIZE, "other"),
+    ):
+        pass
+    with open_writer(out, make_table(), SIZE, "request") as writer:
+        assert writer.rows_done == 4
+    shutil.rmtree(partial_folder(out))
     with open_writer(out, make_table(), SIZE, "other") as writer:
-        assert writer.rows_done == 0
         writer.append(chunk(0, 6))
-        writer.finish("folder", [], Resize(SIZE), "request")
+        writer.finish("folder", [], Resize(SIZE), "other")
     assert np.array_equal(open_prepared(out, verify=True).images, IMAGES)
+
+
+def test_failures_that_cannot_be_read(out):
+    (out / "failures.csv").write_text("")
+    with pytest.raises(UserError, match=r"failures\.csv that cannot be read"):
+        read_failures(out)
 
 
 @pytest.mark.parametrize("damage", ["torn journal", "lost pixels", "surplus pixels"])

@@ -21,6 +21,7 @@ from cxr_lightning.data.sources.tables import (
     flag_repeated_paths,
     leave_unannotated,
     parse_numbers,
+    parse_people,
     read_csv,
     require_columns,
 )
@@ -99,7 +100,7 @@ class ChexpertSource(Source):
             table[column] = defaults[column]
         if split == "train" and self.relabelled is not None:
             table = _relabel(table, self.relabelled)
-        table = parse_numbers(table[[*COLUMNS, PROBLEM]])
+        table = parse_people(parse_numbers(table[[*COLUMNS, PROBLEM]]))
         table["patient"] = table["Path"].str.extract(r"(patient\d+)", expand=False).fillna("")
         table["study"] = table["Path"].str.extract(r"(study\d+)", expand=False).fillna("study1")
         nobody = table["patient"] == ""

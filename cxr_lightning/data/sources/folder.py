@@ -1,5 +1,6 @@
 """A folder of one's own: images with a CSV file, or sub-folders as classes."""
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar
@@ -14,6 +15,7 @@ from cxr_lightning.data.sources.tables import (
     flag_repeated_paths,
     leave_unannotated,
     parse_numbers,
+    parse_people,
     read_csv,
     require_columns,
     with_split,
@@ -24,6 +26,9 @@ from cxr_lightning.types import OBSERVATIONS
 
 DEFAULTS = {"Sex": "Unknown", "Frontal/Lateral": "Frontal", **dict.fromkeys(OBSERVATIONS, "n/a")}
 """What a column that is absent means; all others are blank."""
+
+PATIENT = r"^(?!/).*?(patient\d+)"
+"""The patient in a path below the root; an absolute path says nothing."""
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".jp2"}
 
@@ -37,9 +42,10 @@ class FolderSource(Source):
     path counts, and else each image is a patient of its own.
 
     Without a CSV file, a folder's name is the class of the images below it, as in
-    `train/PNEUMONIA/1.jpg`: an observation or `normal`; a first folder `train`, `val` or `test`
-    states the split. An image of the class `normal` has none of the other classes' findings; any
-    other image has its own, and of the others nothing is said.
+    `train/PNEUMONIA/1.jpg`: an observation or `normal`; a folder `train`, `val` or `test` above or
+    below it states the split. Hidden folders and prepared data sets are left out. An image of the
+    class `normal` has none of the other classes' findings; any other image has its own, and of the
+    others nothing is said.
 
     Args:
         root: Folder that the paths start from.
@@ -111,10 +117,11 @@ def read_list(
     for column in (*COLUMNS, "split"):
         if column not in table.columns:
             table[column] = defaults.get(column, "")
-    table = leave_unannotated(flag_repeated_paths(parse_numbers(table)))
+    table = flag_repeated_paths(parse_people(parse_numbers(table)))
+    table = leave_unannotated(table)
     table = with_split(table, table["split"])
     if "patient" not in table.columns:
-        table["patient"] = table["Path"].str.extract(r"(patient\d+)", expand=False).fillna("")
+        table["patient"] = table["Path"].str.extract(PATIENT, expand=False).fillna("")
     if "study" not in table.columns:
         table["study"] = table["Path"].str.extract(r"(study\d+)", expand=False).fillna("study1")
     # No patient is known: the path stands for one.
@@ -131,8 +138,9 @@ def table_of_classes(root: Path, columns: Mapping[str, str]) -> pd.DataFrame:
     rows = []
     for path in _images_below(root):
         folders = list(path.relative_to(root).parts[:-1])
-        split = SPLIT_NAMES.get(folders[0].lower(), "") if folders else ""
-        folders = folders[1:] if split else folders
+        named = [name for name in folders[:2] if name.lower() in SPLIT_NAMES]
+        split = SPLIT_NAMES[named[0].lower()] if named else ""
+        folders = [name for name in folders if name not in named[:1]]
         if not folders:
             continue
         observation = theirs.get(folders[0]) or find_observation(folders[0])
@@ -142,17 +150,20 @@ def table_of_classes(root: Path, columns: Mapping[str, str]) -> pd.DataFrame:
                 f"an observation; rename it to one of normal, {', '.join(OBSERVATIONS)}, map it "
                 "with --columns, or add a CSV file."
             )
-        rows.append((path.relative_to(root).as_posix(), observation, split))
+        name = path.relative_to(root).as_posix()
+        shown = name.encode("utf-8", "backslashreplace").decode()
+        problem = "" if name == shown else f"{shown}: the name is not UTF-8"
+        rows.append((shown, observation, split, problem))
     if not rows:
         raise UserError(
             f"csv: {root} holds neither a CSV file nor images in folders by class; name the CSV "
             "file with --csv FILE."
         )
-    return _label_classes(pd.DataFrame(rows, columns=["Path", "class", "split"]))
+    return _label_classes(pd.DataFrame(rows, columns=["Path", "class", "split", PROBLEM]))
 
 
 def _label_classes(table: pd.DataFrame) -> pd.DataFrame:
-    """A table with all columns from the columns Path, class and split."""
+    """A table with all columns from the columns Path, class, split and `PROBLEM`."""
     classes = set(table["class"])
     for observation in OBSERVATIONS:
         shown = (table["class"] == observation).map({True: "1", False: ""})
@@ -165,18 +176,30 @@ def _label_classes(table: pd.DataFrame) -> pd.DataFrame:
         "",
         "study1",
     ]
-    found = table["Path"].str.extract(r"(patient\d+)", expand=False)
-    table = table.assign(patient=found.fillna(table["Path"]), **{PROBLEM: ""})
-    return arrange(parse_numbers(table))
+    found = table["Path"].str.extract(PATIENT, expand=False)
+    return arrange(parse_numbers(table.assign(patient=found.fillna(table["Path"]))))
 
 
 def _images_below(root: Path) -> Iterator[Path]:
-    """Image files by their suffix, in the order of their paths; linked folders are not entered."""
-    return (
-        path
-        for path in sorted(root.rglob("*"))
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-    )
+    """Image files by their suffix, in the order of their paths.
+
+    Raises:
+        UserError: If a folder is a link: it might lead in a circle, and is not left out in silence.
+    """
+    found = []
+    for place, folders, names in os.walk(root):
+        folder = Path(place)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if (folder / "images.npy").is_file():  # a prepared data set
+            folders.clear()
+            continue
+        for name in folders:
+            if (folder / name).is_symlink():
+                raise UserError(
+                    f"root: {folder / name} is a link to a folder; put the folder itself there."
+                )
+        found += [folder / n for n in names if Path(n).suffix.lower() in IMAGE_SUFFIXES]
+    return (path for path in sorted(found) if not path.name.startswith("."))
 
 
 def _only_csv(root: Path) -> Path | None:

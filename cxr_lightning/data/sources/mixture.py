@@ -25,19 +25,23 @@ class MixtureSource(Source):
         root: Folder whose sub-folders are prepared data sets.
         parts: Names of these sub-folders; default: all that are prepared data sets.
         resize: How images must have been prepared.
+        out: Folder that the mixture goes to, which is no part.
 
     Raises:
-        UserError: If there are fewer than two parts, they were prepared in different ways, or may
-            hold the same people: RSNA's images are NIH's, CheXpert Plus has CheXpert's, and two
-            parts with an image of the same pixels overlap whatever their names.
+        UserError: If there are fewer than two parts, they were prepared in different ways, or hold
+            the same people as far as that is known: RSNA's images are NIH's, CheXpert Plus has
+            CheXpert's, and two parts with an image of the same pixels overlap whatever their names.
+            Parts whose origin is not stated are named, since nothing is known of them.
     """
 
     name: ClassVar[str] = "mixture"
     parallel: ClassVar[bool] = False  # a copy from one array to another
 
-    def __init__(self, root: Path, parts: Sequence[str] | None, resize: Resize) -> None:
+    def __init__(
+        self, root: Path, parts: Sequence[str] | None, resize: Resize, out: Path | None = None
+    ) -> None:
         """Opens the parts and compares them."""
-        names = _find_parts(root) if parts is None else list(dict.fromkeys(parts))
+        names = _find_parts(root, out) if parts is None else list(dict.fromkeys(parts))
         if len(names) < 2:
             raise UserError(
                 f"parts: {root} with {', '.join(names) or 'no prepared data set'} is no mixture; "
@@ -48,6 +52,12 @@ class MixtureSource(Source):
             _require_resize(part, resize)
         _refuse_common_origin(self.parts)
         _refuse_common_images(self.parts)
+        unstated = [name for name, part in self.parts.items() if not _origins(part)]
+        if unstated:
+            print(
+                f"origin unknown: {', '.join(unstated)}; make sure that no patient is in two parts "
+                "(cxr prepare --origin states where images are from)."
+            )
         self.origins = tuple(dict.fromkeys(o for p in self.parts.values() for o in _origins(p)))
         self.reader = PreparedReader(self.parts)
 
@@ -84,10 +94,11 @@ class PreparedReader:
         return Reading(np.array(self.parts[name].images[row]), width, height)
 
 
-def _find_parts(root: Path) -> list[str]:
+def _find_parts(root: Path, out: Path | None) -> list[str]:
     if not root.is_dir():
         raise UserError(f"root: there is no folder {root}; give the folder of the prepared sets.")
-    return sorted(file.parent.name for file in root.glob("*/header.json"))
+    folders = (file.parent for file in root.glob("*/header.json"))
+    return sorted(f.name for f in folders if out is None or f.resolve() != out.resolve())
 
 
 def _require_resize(part: PreparedDataset, resize: Resize) -> None:

@@ -42,6 +42,7 @@ class Options:
     csv: Path | None
     columns: Mapping[str, str]
     parts: Sequence[str] | None
+    out: Path
     flag: Flag
     download_size: NativeSize | None
     patients: int
@@ -65,7 +66,7 @@ SOURCES: dict[SourceName, Callable[[Path, Options], Source]] = {
     "medmnist": lambda root, o: MedmnistSource(root, o.flag, o.resize.size, o.download_size),
     "folder": lambda root, o: FolderSource(root, o.csv, o.columns),
     "dicom": lambda root, o: DicomSource(root, o.csv, o.columns),
-    "mixture": lambda root, o: MixtureSource(root, o.parts, o.resize),
+    "mixture": lambda root, o: MixtureSource(root, o.parts, o.resize, o.out),
     "phantom": lambda root, o: PhantomSource(
         root, patients=o.patients, size=o.resize.size, seed=o.seed, workers=o.workers
     ),

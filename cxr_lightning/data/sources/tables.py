@@ -7,6 +7,7 @@ says where a row stands, such as `train.csv, line 17`.
 
 import csv
 import gzip
+import posixpath
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from io import TextIOWrapper
@@ -29,6 +30,21 @@ LABELS = {
 }
 """What a cell of an observation means: positive, negative, uncertain, not mentioned (blank), not
 annotated in this data set."""
+
+PEOPLE: dict[str, dict[str, str]] = {
+    "Sex": {
+        **dict.fromkeys(("male", "m"), "Male"),
+        **dict.fromkeys(("female", "f"), "Female"),
+        **dict.fromkeys(("unknown", "u", "other", "o", "nan", ""), "Unknown"),
+    },
+    "Frontal/Lateral": {
+        **dict.fromkeys(("frontal", "f"), "Frontal"),
+        **dict.fromkeys(("lateral", "lat", "l"), "Lateral"),
+        **dict.fromkeys(("nan", ""), ""),
+    },
+    "AP/PA": {view.lower(): view for view in ("AP", "PA", "LL", "RL")} | {"nan": "", "": ""},
+}
+"""What a cell of sex or view may say, in lower case, and what it means."""
 
 MAX_AGE = 150
 NO_NUMBER = float("inf")
@@ -56,6 +72,11 @@ def read_csv(file: Path) -> pd.DataFrame:
     if len(rows) < 2:
         raise UserError(f"root: {file} has no rows; give a CSV file with one row an image.")
     header = [name.strip() for name in rows[0][1]]
+    for delimiter in (";", "\t"):
+        if len(header) == 1 and delimiter in header[0]:
+            raise UserError(
+                f"root: {file} has {delimiter!r} between its cells; save it with commas."
+            )
     for name in header:
         if header.count(name) > 1:
             raise UserError(f"root: {file} names the column {name!r} twice; keep one of them.")
@@ -106,9 +127,13 @@ def flag(table: pd.DataFrame, wrong: pd.Series, problem: pd.Series | str) -> pd.
 
 
 def flag_repeated_paths(table: pd.DataFrame) -> pd.DataFrame:
-    """Keeps the first of the rows that name the same image; blank paths are problems too."""
+    """Keeps the first of the rows that name the same image; blank paths are problems too.
+
+    `./a.png` and `a.png` are the same.
+    """
     table = flag(table, table["Path"] == "", "no path")
-    return flag(table, table["Path"].duplicated(), "an earlier row names the same image")
+    same = pd.Series([posixpath.normpath(path) for path in table["Path"]], index=table.index)
+    return flag(table, same.duplicated(), "an earlier row names the same image")
 
 
 def require_columns(table: pd.DataFrame, columns: Iterable[str], file: Path) -> None:
@@ -129,6 +154,24 @@ def parse_numbers(table: pd.DataFrame) -> pd.DataFrame:
     for column in OBSERVATIONS:
         table = _parse_column(table, column, _parse_label, "not 1, 0, -1 or blank")
     return _parse_column(table, "Age", _parse_age, "not a number of years")
+
+
+def parse_people(table: pd.DataFrame) -> pd.DataFrame:
+    """Sex, view, patient and study without spaces, in the words of CheXpert.
+
+    A cell that is none of `PEOPLE` is a problem. Columns that are absent stay so.
+    """
+    for column, names in PEOPLE.items():
+        parsed = {text: names.get(text.strip().lower()) for text in set(table[column])}
+        values = pd.Series([parsed[text] for text in table[column]], index=table.index)
+        wrong = values.isna()
+        if wrong.any():
+            expected = ", ".join(dict.fromkeys(name for name in names.values() if name))
+            problem = column + " is '" + table[column] + f"', not {expected} or blank"
+            table = flag(table, wrong, problem)
+        table = table.assign(**{column: values.fillna("").astype(str)})
+    stripped = {c: table[c].str.strip() for c in ("patient", "study") if c in table.columns}
+    return table.assign(**stripped)
 
 
 def with_split(table: pd.DataFrame, names: pd.Series) -> pd.DataFrame:
@@ -183,12 +226,16 @@ def _open_text(file: Path) -> TextIOWrapper:
 def _records(stream: TextIOWrapper) -> Iterator[tuple[int, list[str]]]:
     """Rows that are not empty, each with the number of its first line.
 
-    A NUL character, at which some versions of pandas end a text, becomes U+FFFD.
+    A NUL character, at which some versions of pandas end a text, becomes U+FFFD; a line break
+    within a cell becomes a line feed.
     """
     csv.field_size_limit(FIELD_LIMIT)
     reader = csv.reader((line.replace("\0", "\ufffd") for line in stream), strict=True)
     line = 1
-    for row in reader:
-        if row:
-            yield line, row
-        line = reader.line_num + 1
+    try:
+        for row in reader:
+            if row:
+                yield line, [c.replace("\r\n", "\n").replace("\r", "\n") for c in row]
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise csv.Error(f"line {line}: {error}") from error
