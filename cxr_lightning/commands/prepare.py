@@ -122,10 +122,9 @@ def prepare(
     request = _request(data_set, root, resize, table, origin)
     if _is_complete(out, request):
         failed = read_failures(out)
-        print(
-            f"{out} is complete already: {_summary(open_prepared(out).table)}, {len(failed)} "
-            "failures. What was repaired since is read into a new folder only."
-        )
+        print(f"{out} is complete already: {_summary(open_prepared(out).table)}.")
+        if len(failed):
+            print(f"{len(failed)} failures; prepare into a new folder to read what was repaired.")
     else:
         with open_writer(out, table, size, request) as writer:
             _write(data_set, resize, writer, cores)

@@ -113,13 +113,15 @@ def test_unreadable_images_are_listed(root, tmp_path, capsys):
     assert f"4 failures, see {out / 'failures.csv'}" in capsys.readouterr().out
 
 
-def test_strict(root, tmp_path):
+def test_strict(root, tmp_path, capsys):
     break_images(root)
     for _ in range(2):  # while it is written, and when it is complete already
         with pytest.raises(UserError, match=r"strict: 4 of 30 images were left"):
             prepare("chexpert", root, tmp_path / "out", size=16, workers=1, strict=True)
         assert len(open_prepared(tmp_path / "out").images) == PATIENTS - 4
+    capsys.readouterr()
     prepare("chexpert", root, tmp_path / "out", size=16, workers=1)
+    assert "4 failures; prepare into a new folder" in capsys.readouterr().out
 
 
 def test_no_readable_image(root, tmp_path):
