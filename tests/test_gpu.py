@@ -1,14 +1,20 @@
 """What needs a GPU; `make gpu-check` runs it."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from lightning import Trainer
+from lightning.pytorch.callbacks import LambdaCallback
 
 from cxr_lightning.cli import main
+from cxr_lightning.data.datamodule import CheXpertDataModule
 from cxr_lightning.data.transforms import to_image
 from cxr_lightning.data.vocabulary import parse_condition
 from cxr_lightning.diffusion.generator import Generator
+from cxr_lightning.stages.vae import VAE
+from cxr_lightning.types import Batch
 
 pytestmark = [
     pytest.mark.gpu,
@@ -51,3 +57,25 @@ def test_stage_fits_in_bf16(stage: str, prepared: Path, products: Path, tmp_path
         ]
     )
     assert (tmp_path / "product" / "manifest.json").is_file()
+
+
+def test_images_that_fit_lie_on_the_gpu_by_default(
+    prepared: Path, quiet_trainer: Callable[..., Trainer]
+) -> None:
+    """The stage sees the same batches as from the memory map."""
+    seen: dict[bool | None, list[Batch]] = {}
+    for resident in (None, False):
+        module = CheXpertDataModule(prepared, batch_size=4, image_size=32, resident=resident)
+        batches = seen.setdefault(resident, [])
+        recorder = LambdaCallback(
+            on_train_batch_start=lambda t, m, batch, i, batches=batches: batches.append(batch)
+        )
+        trainer = quiet_trainer(
+            accelerator="gpu", max_steps=3, limit_val_batches=0, callbacks=[recorder]
+        )
+        trainer.fit(VAE(image_size=32, width=4, latent_dim=4), module)
+        assert (module.on_device is not None) == (resident is None)
+    for automatic, gathered in zip(seen[None], seen[False], strict=True):
+        assert automatic.image.is_cuda
+        assert torch.equal(automatic.image, gathered.image)
+        assert torch.equal(automatic.condition.value, gathered.condition.value)
