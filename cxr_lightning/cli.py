@@ -57,7 +57,7 @@ def main(args: list[str] | None = None) -> None:
     try:
         run(args)
     except KeyboardInterrupt:
-        print(f"cxr {args[0]}: interrupted; the same command goes on.", file=sys.stderr)
+        print(f"cxr {args[0]}: interrupted; give the same command again.", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         mistake = find_mistake(error)

@@ -175,4 +175,4 @@ def test_an_interruption_is_one_sentence(
     with pytest.raises(SystemExit) as stop:
         main(["prepare"])
     assert stop.value.code == 130
-    assert capsys.readouterr().err == "cxr prepare: interrupted; the same command goes on.\n"
+    assert capsys.readouterr().err == "cxr prepare: interrupted; give the same command again.\n"

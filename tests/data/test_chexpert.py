@@ -115,6 +115,17 @@ def test_quirks_survive(small):
     assert table["split"].tolist() == ["train"] * 6 + ["valid"]
 
 
+def test_origin_is_stated_by_the_paths_alone(small):
+    source = ChexpertSource(small)
+    source.table()
+    assert source.origins == ("CheXpert",)
+    for name in ("train.csv", "valid.csv"):  # another data set in the same layout
+        (small / name).write_text((small / name).read_text().replace(SMALL, "ours"))
+    other = ChexpertSource(small)
+    other.table()
+    assert other.origins == ()
+
+
 def test_uncertain_negative_and_blank_stay_distinct(small):
     table = ChexpertSource(small).table()
     assert table["Pneumonia"].tolist()[:2] == [-1, -1]

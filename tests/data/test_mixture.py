@@ -7,6 +7,12 @@ from PIL import Image
 
 from cxr_lightning.commands.prepare import prepare
 from cxr_lightning.data.prepared import open_prepared
+from cxr_lightning.data.sources.chexpert_plus import ChexpertPlusSource
+from cxr_lightning.data.sources.medmnist import ORIGINS
+from cxr_lightning.data.sources.mimic_cxr import MimicCxrSource
+from cxr_lightning.data.sources.nih14 import Nih14Source
+from cxr_lightning.data.sources.rsna import RsnaSource
+from cxr_lightning.data.sources.vindr import VindrSource
 from cxr_lightning.errors import UserError
 from cxr_lightning.types import NOT_ANNOTATED
 
@@ -92,6 +98,16 @@ def test_sets_of_the_same_origin_are_refused(sets, tmp_path):
     edit_header(sets / "b", origins=["MIMIC-CXR"])
     mixed = mix(sets, tmp_path / "mixed")
     assert mixed.header["origins"] == ["NIH ChestX-ray14", "MIMIC-CXR"]
+
+
+def test_origins_that_sources_state():
+    """Whose images are whose: RSNA and ChestMNIST are NIH's, CheXpert Plus has CheXpert's."""
+    nih = Nih14Source.origins
+    assert nih == RsnaSource.origins == (ORIGINS["chestmnist"],)
+    assert ChexpertPlusSource.origins == ("CheXpert",)
+    others = {*MimicCxrSource.origins, *VindrSource.origins, ORIGINS["pneumoniamnist"]}
+    assert len(others) == 3
+    assert not others & {*nih, *ChexpertPlusSource.origins}
 
 
 def test_the_same_image_in_two_sets_is_refused(sets, tmp_path):
