@@ -33,6 +33,22 @@ SEVERAL: dict[str, dict[str, dict[str, Any]]] = {
             "help": "Folders made by 'cxr evaluate', one or more.",
         }
     },
+    "evaluate": {
+        "extractor": {
+            "type": str,
+            "help": "Networks of fidelity and privacy, one or more NAME or NAME=WEIGHTS: "
+            "inception, xrv, rad_dino, encoder, module, fixed (smoke tests). Default: encoder "
+            "where one is given, else inception.",
+        },
+        "axes": {
+            "type": str,
+            "help": "fidelity, representation, condition, utility, privacy; default: all.",
+        },
+        "utility_fractions": {
+            "type": float,
+            "help": "Shares of the real training patients of the utility axis; default: 0.1 1.",
+        },
+    },
     "prepare": {
         "parts": {
             "type": str,

@@ -1,14 +1,16 @@
-"""`cxr evaluate`: how close a synthetic data set is to the real one, condition by condition."""
+"""`cxr evaluate`: how good, faithful, useful and private a synthetic data set is."""
 
+import hashlib
+import inspect
 import json
+import shlex
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
-from PIL import Image
 
 from cxr_lightning import __version__
 from cxr_lightning.artifacts import check_product, load_network
@@ -16,25 +18,36 @@ from cxr_lightning.data.prepared import PreparedDataset, open_prepared
 from cxr_lightning.data.vocabulary import HealthCondition, parse_condition
 from cxr_lightning.diffusion.generator import Generator
 from cxr_lightning.errors import UserError
-from cxr_lightning.files import atomic_folder
-from cxr_lightning.metrics.extractors import build_extractor
-from cxr_lightning.metrics.fidelity_axis import fidelity
-from cxr_lightning.metrics.inputs import (
-    EvaluationInputs,
-    RealSplit,
-    SyntheticSet,
-    read_synthetic,
-)
-from cxr_lightning.metrics.records import AxisResult
-from cxr_lightning.metrics.representation_axis import representation
+from cxr_lightning.evaluation.condition import condition
+from cxr_lightning.evaluation.features import FeatureCache
+from cxr_lightning.evaluation.fidelity import fidelity
+from cxr_lightning.evaluation.inputs import EvaluationInputs, RealSplit, Settings
+from cxr_lightning.evaluation.privacy import privacy
+from cxr_lightning.evaluation.records import AxisResult, Source
+from cxr_lightning.evaluation.representation import representation
+from cxr_lightning.evaluation.synthetic import SyntheticSet, read_synthetic
+from cxr_lightning.evaluation.utility import utility
+from cxr_lightning.evaluation.work import Work
+from cxr_lightning.metrics.extractors import build_extractors
 from cxr_lightning.networks.encoder import Encoder
 
-FORMAT = 1
-AXES = (fidelity, representation)
+FORMAT = 2
+
+Axis = Literal["fidelity", "representation", "condition", "utility", "privacy"]
+
+AXES: dict[Axis, Callable[[EvaluationInputs], AxisResult]] = {
+    "fidelity": fidelity,
+    "representation": representation,
+    "condition": condition,
+    "utility": utility,
+    "privacy": privacy,
+}
 """What an evaluation consists of; a new axis is a function from the inputs to an `AxisResult`."""
 
 GRID_IMAGES = 8
-GRID_COLUMNS = 4
+
+Identities = dict[str, dict[str, Any]]
+"""Manifests of the products that were given, by their role."""
 
 
 def evaluate(
@@ -43,92 +56,183 @@ def evaluate(
     out: Path,
     encoder: Path | None = None,
     generator: Path | None = None,
-    extractor: Literal["inception", "encoder", "fixed"] = "inception",
-    extractor_weights: Path | None = None,
+    extractor: list[str] | None = None,
+    axes: list[str] | None = None,
     conditions: str | None = None,
     split: RealSplit = "all",
+    classifier: Path | None = None,
+    reidentification: Path | None = None,
+    cache: Path | None = None,
     reconstructions: int = 64,
     bootstrap: int = 200,
+    classifier_steps: int = Settings.classifier_steps,
+    utility_seeds: int = 3,
+    utility_fractions: list[float] | None = None,
+    false_positives: float = 0.01,
     batch_size: int = 64,
     seed: int = 0,
 ) -> None:
-    """Compares a synthetic data set with the real one and writes metrics.json and image grids.
+    """Compares a synthetic data set with the real one: metrics.json, image grids, closest pairs.
 
-    Per health condition and over all: the Fréchet distance with its 95 % interval over patients and
-    its floor between real images. With a generator and an encoder: the reconstructed representation
-    score of held-out images, with its calibration.
+    Five axes: fidelity (FID, KID, precision, recall, density, coverage, diversity, grey values and
+    spatial frequencies), representation (the reconstructed representation score, with --generator
+    and --encoder), condition (does a classifier of real images see what was asked for), utility
+    (does a classifier trained with synthetic images do better on real ones), privacy (are training
+    images copied). Each number stands beside what real images reach in its place, with a 95 %
+    interval over patients. A run that was killed goes on when the same command is given again.
 
     Args:
-        real: Prepared data set, made by 'cxr prepare'.
-        synthetic: Synthetic data set, made by 'cxr generate' or in CheXpert layout (train.csv).
-        out: Folder of the evaluation; an earlier evaluation there is replaced.
+        real: Prepared data set, made by 'cxr prepare'; its training split is what the generator
+            was trained on.
+        synthetic: Folder made by 'cxr generate', or any folder of images: with one CSV file in
+            CheXpert's columns, in sub-folders by class, or without labels; or such a CSV file.
+        out: Folder of the evaluation; an earlier evaluation there is replaced when this one is
+            finished.
         encoder: Encoder product, for the representation score.
         generator: Generator product, for the representation score.
-        extractor: Network of the Fréchet distance.
-        extractor_weights: Its weights: a file for inception, an encoder product for encoder
-            (default: the one given as encoder).
+        extractor: Networks of fidelity and privacy, one or more NAME or NAME=WEIGHTS: inception,
+            xrv, rad_dino, encoder, module (TorchScript or safetensors), fixed (for smoke tests).
+            Default: encoder where one is given, else inception.
+        axes: Which axes, one or more; default: all.
         conditions: Health conditions joined by commas (default: those of the synthetic data set).
-        split: Split of the real images for the Fréchet distance.
+        split: Split of the real images for fidelity; held_out is valid and test.
+        classifier: Classifier of the condition axis: a folder 'classifier' of an earlier
+            evaluation, or a TorchScript file; default: one is trained on the real training split.
+        reidentification: TorchScript file that maps two batches of images in [0, 1] to the
+            probability that they show the same patient.
+        cache: Folder where features are kept; default: feature_cache beside out.
         reconstructions: Held-out real images per condition to reconstruct, at most.
         bootstrap: Draws of each 95 % interval; 0 for none.
+        classifier_steps: Training steps of each classifier.
+        utility_seeds: Classifiers trained for each setting of the utility axis.
+        utility_fractions: Shares of the real training patients of the utility axis; default: 0.1 1.
+        false_positives: Share of real images of other patients that the copy test may flag.
         batch_size: Images that a network sees at once.
         seed: Of every random choice.
 
     Raises:
         UserError: If an argument does not fit; nothing is written then.
     """
-    numbers = {"reconstructions": reconstructions, "batch_size": batch_size}
-    _check_arguments(real, synthetic, out, numbers, bootstrap)
-    prepared = _open_real(real)
-    identities = _check_products(encoder, generator)
-    loaded = _load_generator(generator, prepared.size) if generator else None
-    if extractor == "encoder":
-        extractor_weights = extractor_weights or encoder
-    features = build_extractor(extractor, extractor_weights)
-    drawn = read_synthetic(synthetic, prepared.size)
-    chosen = _choose_conditions(conditions, prepared, drawn)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    inputs = EvaluationInputs(
-        real=prepared,
-        synthetic=drawn,
-        conditions=chosen,
-        extractor=features.to(device),
-        encoder=load_network(Encoder, encoder).eval().to(device) if encoder else None,
-        encoder_sha256=identities.get("encoder", {}).get("sha256", ""),
-        encoder_is_parent=_is_parent(identities),
-        generator=loaded.to(device) if loaded else None,
+    command = _command(locals())
+    settings = Settings(
         split=split,
         reconstructions=reconstructions,
         bootstrap=bootstrap,
         batch_size=batch_size,
         seed=seed,
+        classifier_steps=classifier_steps,
+        utility_seeds=utility_seeds,
+        utility_fractions=tuple(utility_fractions or Settings.utility_fractions),
+        false_positives=false_positives,
+    )
+    chosen_axes = _check_axes(axes or list(AXES))
+    _check_settings(settings)
+    _check_places(real, synthetic, out)
+    _check_files(classifier=classifier, reidentification=reidentification)
+    prepared = _open_real(real)
+    identities = _check_products(encoder, generator)
+    loaded = _load_generator(generator, prepared.size) if generator else None
+    extractors = build_extractors(extractor or ["encoder" if encoder else "inception"], encoder)
+    parsed = None if conditions is None else _parse_conditions(conditions)
+    work = Work(out.with_name(f".{out.name}.partial"))
+    try:
+        drawn = read_synthetic(synthetic, prepared.size, work.folder / "synthetic.npy")
+        chosen = _choose_conditions(parsed, prepared, drawn)
+    except UserError:
+        work.discard()
+        raise
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    inputs = EvaluationInputs(
+        real=prepared,
+        synthetic=drawn,
+        conditions=chosen,
+        extractors=[one.to(device) for one in extractors],
+        encoder=load_network(Encoder, encoder).eval().to(device) if encoder else None,
+        encoder_source=Source("encoder", identities.get("encoder", {}).get("sha256", "")),
+        encoder_is_parent=_is_parent(identities),
+        generator=loaded.to(device) if loaded else None,
+        classifier=classifier,
+        reidentification=reidentification,
+        cache=FeatureCache(cache or out.parent / "feature_cache", batch_size, device),
+        work=work.folder,
+        settings=settings,
         device=device,
     )
-    result = AxisResult()
-    for axis in AXES:
-        part = axis(inputs)
-        result.records += part.records
-        result.skipped += part.skipped
-        result.grids |= part.grids
-    _write(out, inputs, identities, result)
+    facts = _facts(inputs, identities) | {"command": command, "axes": chosen_axes}
+    work.accept(facts)
+    parts = [work.axis(axis) or work.save_axis(axis, AXES[axis](inputs)) for axis in chosen_axes]
+    _write(out, inputs, work, facts, parts)
 
 
-def _check_arguments(
-    real: Path, synthetic: Path, out: Path, at_least_one: dict[str, int], bootstrap: int
-) -> None:
-    for name, value in at_least_one.items():
-        if value < 1:
+def _command(arguments: dict[str, Any]) -> str:
+    """The command that was given, with the last part of each path only."""
+    words = ["cxr", "evaluate"]
+    for name, parameter in inspect.signature(evaluate).parameters.items():
+        value = arguments[name]
+        if value == parameter.default:
+            continue
+        values = value if isinstance(value, list) else [value]
+        words += [f"--{name}", *(_without_folders(v) for v in values)]
+    return shlex.join(words)
+
+
+def _without_folders(value: Any) -> str:
+    """A path, or the path in NAME=PATH, without the folders above it."""
+    if isinstance(value, Path):
+        return value.name
+    name, equals, path = str(value).partition("=")
+    return f"{name}={Path(path).name}" if equals else name
+
+
+def _check_axes(axes: list[str]) -> list[Axis]:
+    """The axes in their order, each once."""
+    for axis in axes:
+        if axis not in AXES:
+            raise UserError(f"axes: {axis!r} is no axis; use one or more of {', '.join(AXES)}.")
+    return [axis for axis in AXES if axis in axes]
+
+
+def _check_settings(settings: Settings) -> None:
+    for name in ("reconstructions", "batch_size", "classifier_steps", "utility_seeds"):
+        if (value := getattr(settings, name)) < 1:
             raise UserError(f"{name}: {value} is too few; give 1 or more.")
-    if bootstrap < 0:
-        raise UserError(f"bootstrap: {bootstrap} is negative; give 0 (no intervals) or more.")
-    if real.resolve() == synthetic.resolve():
+    if settings.bootstrap < 0:
         raise UserError(
-            f"synthetic: {synthetic} is the real data set too; give the synthetic one's folder."
+            f"bootstrap: {settings.bootstrap} is negative; give 0 (no intervals) or more."
+        )
+    for fraction in settings.utility_fractions:
+        if not 0.0 < fraction <= 1.0:
+            raise UserError(
+                f"utility_fractions: {fraction} is no share of patients; give numbers above 0, at "
+                "most 1."
+            )
+    if not 0.0 < settings.false_positives < 1.0:
+        raise UserError(
+            f"false_positives: {settings.false_positives} is no share; give a number such as 0.01."
+        )
+
+
+def _check_places(real: Path, synthetic: Path, out: Path) -> None:
+    if real.resolve() == synthetic.resolve() or (synthetic / "images.npy").is_file():
+        raise UserError(
+            f"synthetic: {synthetic} is a prepared (real) data set; give the synthetic one's "
+            "folder of images."
         )
     if out.exists() and not (out.is_dir() and (_is_evaluation(out) or not any(out.iterdir()))):
         raise UserError(
             f"out: {out} exists and holds no evaluation; give a new folder, or empty this one."
         )
+    for name, folder in (("real", real), ("synthetic", synthetic)):
+        if out.resolve() == folder.resolve() or folder.resolve() in out.resolve().parents:
+            raise UserError(
+                f"out: {out} lies in the {name} data set; give a folder somewhere else."
+            )
+
+
+def _check_files(**files: Path | None) -> None:
+    for name, file in files.items():
+        if file is not None and not file.exists():
+            raise UserError(f"{name}: there is no {file}; give a file or folder that is there.")
 
 
 def _open_real(real: Path) -> PreparedDataset:
@@ -146,7 +250,7 @@ def _is_evaluation(folder: Path) -> bool:
     return isinstance(content, dict) and {"format", "records"} <= set(content)
 
 
-def _check_products(encoder: Path | None, generator: Path | None) -> dict[str, dict[str, Any]]:
+def _check_products(encoder: Path | None, generator: Path | None) -> Identities:
     """Manifests of the products that were given."""
     if generator is not None and encoder is None:
         raise UserError(
@@ -170,21 +274,29 @@ def _load_generator(folder: Path, size: int) -> Generator:
     return generator
 
 
-def _is_parent(identities: dict[str, dict[str, Any]]) -> bool:
+def _is_parent(identities: Identities) -> bool:
     """Whether the generator's manifest names the encoder."""
     if not {"encoder", "generator"} <= set(identities):
         return False
     return identities["encoder"]["sha256"] in json.dumps(identities["generator"])
 
 
+def _parse_conditions(text: str) -> list[HealthCondition]:
+    return [parse_condition(part) for part in text.split(",") if part.strip()]
+
+
 def _choose_conditions(
-    text: str | None, prepared: PreparedDataset, synthetic: SyntheticSet
+    asked: list[HealthCondition] | None, prepared: PreparedDataset, synthetic: SyntheticSet
 ) -> list[HealthCondition]:
-    """The conditions asked for, or the synthetic set's; at least one has images on both sides."""
-    if text is None:
-        chosen = synthetic.conditions()
-    else:
-        chosen = [parse_condition(part) for part in text.split(",") if part.strip()]
+    """The conditions asked for, or the synthetic set's; none where it has no labels.
+
+    Raises:
+        UserError: If there are labels, but no condition has images on both sides.
+    """
+    if asked is None and synthetic.requested is None and not synthetic.labelled:
+        print("The synthetic images have no labels: what needs conditions is left out.")
+        return []
+    chosen = synthetic.conditions() if asked is None else asked
     both = [c for c in chosen if synthetic.matches(c).any() and c.matches(prepared.table).any()]
     if not both:
         names = ", ".join(c.name for c in chosen) or "none"
@@ -195,86 +307,119 @@ def _choose_conditions(
     return list({c.name: c for c in chosen}.values())
 
 
-def _write(
-    out: Path,
-    inputs: EvaluationInputs,
-    identities: dict[str, dict[str, Any]],
-    result: AxisResult,
-) -> None:
-    if not result.records:
-        reasons = "; ".join(f"{s.metric} of {s.condition}: {s.reason}" for s in result.skipped)
-        raise UserError(f"out: nothing to write to {out}, as no number could be made ({reasons}).")
-    content = {
-        "format": FORMAT,
-        "version": __version__,
-        **_identities(inputs, identities),
-        "settings": {
-            "split": inputs.split,
-            "reconstructions": inputs.reconstructions,
-            "bootstrap": inputs.bootstrap,
-            "seed": inputs.seed,
-        },
-        "conditions": [c.name for c in inputs.conditions],
-        "records": [record.as_json() for record in result.records],
-        "skipped": [asdict(skipped) for skipped in result.skipped],
-    }
-    with atomic_folder(out) as partial:
-        (partial / "grids").mkdir()
-        for name, images in (_example_grids(inputs) | result.grids).items():
-            make_grid(images).save(partial / "grids" / f"{name}.png")
-        text = json.dumps(content, indent=1, allow_nan=False)
-        (partial / "metrics.json").write_text(text + "\n")
-    print(f"{len(result.records)} records in {out / 'metrics.json'}")
-
-
-def _identities(inputs: EvaluationInputs, identities: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _facts(inputs: EvaluationInputs, identities: Identities) -> dict[str, Any]:
     """What was compared, by hash and not by path."""
     manifest = inputs.synthetic.manifest
-    facts = ("seed", "sampler", "steps", "guidance", "size")
+    known = ("seed", "sampler", "steps", "guidance", "size", "view")
+    table, header = inputs.real.table, inputs.real.header
     return {
+        "format": FORMAT,
+        "version": __version__,
         "real": {
-            "source": inputs.real.header.get("source"),
+            "source": header.get("source"),
             "sha256": inputs.real.sha256,
+            "labels_sha256": _labels_sha256(inputs.real),
             "size": inputs.real.size,
-            "count": len(inputs.real.table),
+            "count": len(table),
+            "patients": int(table["patient"].nunique()),
+            "splits": {str(k): int(v) for k, v in table["split"].value_counts().items()},
+            "resize": header.get("resize"),
+            "is_training_data": _is_training_data(inputs.real, identities),
         },
         "synthetic": {
             "count": len(inputs.synthetic.images),
+            "sha256": inputs.synthetic.sha256,
+            "labelled": inputs.synthetic.labelled,
             "failures": inputs.synthetic.failures,
+            "notes": inputs.synthetic.notes,
             "product_sha256": manifest.get("product", {}).get("sha256"),
-            **{fact: manifest[fact] for fact in facts if fact in manifest},
+            **{fact: manifest[fact] for fact in known if fact in manifest},
         },
         "encoder": identities.get("encoder", {}).get("sha256"),
         "generator": identities.get("generator", {}).get("sha256"),
-        "extractor": {
-            "name": inputs.extractor.name,
-            "sha256": inputs.extractor.sha256,
-            "num_features": inputs.extractor.num_features,
-        },
+        "generator_card": _card(identities.get("generator")),
+        "extractors": [
+            {
+                "name": extractor.name,
+                "sha256": extractor.sha256,
+                "num_features": extractor.num_features,
+                "preprocessing": extractor.preprocessing,
+            }
+            for extractor in inputs.extractors
+        ],
+        "settings": asdict(inputs.settings)
+        | {"device": inputs.device.type, "torch": torch.__version__},
+        "conditions": [
+            {
+                "name": c.name,
+                "definition": c.definition,
+                "n_real": len(inputs.real_rows(c)),
+                "n_synthetic": int(inputs.synthetic.matches(c).sum()),
+            }
+            for c in inputs.conditions
+        ],
     }
 
 
-def _example_grids(inputs: EvaluationInputs) -> dict[str, UInt8[np.ndarray, "k h w"]]:
+def _labels_sha256(real: PreparedDataset) -> str:
+    """Hash of the table, whose labels may be corrected without a change of the images."""
+    return hashlib.sha256((real.root / "table.csv").read_bytes()).hexdigest()
+
+
+def _is_training_data(real: PreparedDataset, identities: Identities) -> bool | None:
+    """Whether the generator was trained on this very set; None where that is not known."""
+    data = identities.get("generator", {}).get("data")
+    return None if data is None else data == real.sha256
+
+
+def _card(manifest: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What a generator's manifest says of it, without paths."""
+    if manifest is None:
+        return None
+    facts = {k: manifest.get(k) for k in ("version", "step", "data", "parents", "metrics", "parts")}
+    model = manifest.get("config", {}).get("model", {})
+    arguments = model.get("init_args", {})
+    plain = {k: v for k, v in arguments.items() if isinstance(v, int | float | bool)}
+    return facts | {"stage": model.get("class_path"), "arguments": plain}
+
+
+def _write(
+    out: Path,
+    inputs: EvaluationInputs,
+    work: Work,
+    facts: dict[str, Any],
+    parts: list[dict[str, Any]],
+) -> None:
+    records = [record for part in parts for record in part["records"]]
+    skipped = [entry for part in parts for entry in part["skipped"]]
+    if not records:
+        reasons = "; ".join(f"{s['metric']} of {s['condition']}: {s['reason']}" for s in skipped)
+        raise UserError(f"out: nothing to write to {out}, as no number could be made ({reasons}).")
+    _save_examples(inputs, work)
+    curves = {name: curve for part in parts for name, curve in part["curves"].items()}
+    pairs = [pair for part in parts for pair in part["pairs"]]
+    lists = {"records": records, "skipped": skipped, "curves": curves, "pairs": pairs}
+    work.finish(out, facts | lists)
+    failed = sum(record["passed"] is False for record in records)
+    judged = sum(record["passed"] is not None for record in records)
+    print(
+        f"{len(records)} records in {out / 'metrics.json'}; of {judged} that are compared with "
+        f"real images {failed} are worse than these"
+    )
+
+
+def _save_examples(inputs: EvaluationInputs, work: Work) -> None:
     """The first generated images of each condition and real ones drawn at random."""
-    grids = {}
-    for condition in inputs.conditions:
-        generator = np.random.default_rng(inputs.seed)
-        rows = np.sort(generator.permutation(inputs.real_rows(condition))[:GRID_IMAGES])
-        drawn = np.flatnonzero(inputs.synthetic.matches(condition))[:GRID_IMAGES]
-        if len(rows):
-            grids[f"{condition.name}_original"] = np.array(inputs.real.images[rows])
+    groups = {g.condition: g for g in inputs.groups() if g.subgroup == "all"}
+    names = [c.name for c in inputs.conditions] or ["all"]
+    for name in names:
+        if name not in groups:
+            continue
+        group, generator = groups[name], np.random.default_rng(inputs.settings.seed)
+        rows = np.sort(generator.permutation(group.real)[:GRID_IMAGES])
+        drawn = group.synthetic[:GRID_IMAGES]
+        original = work.folder / "grids" / f"{name}_original.png"
+        if len(rows) and not original.exists():  # the representation axis has its own originals
+            work.save_grid("grids", f"{name}_original", np.array(inputs.real.images[rows]))
         if len(drawn):
-            grids[f"{condition.name}_generated"] = inputs.synthetic.images[drawn]
-    return grids
-
-
-def make_grid(images: UInt8[np.ndarray, "k h w"]) -> Image.Image:
-    """Images side by side, four a row, one black pixel apart."""
-    count, height, width = images.shape
-    columns = min(count, GRID_COLUMNS)
-    rows = -(-count // columns)
-    sheet = np.zeros((rows * (height + 1) - 1, columns * (width + 1) - 1), dtype=np.uint8)
-    for i, image in enumerate(images):
-        top, left = i // columns * (height + 1), i % columns * (width + 1)
-        sheet[top : top + height, left : left + width] = image
-    return Image.fromarray(sheet)
+            work.save_grid("grids", f"{name}_generated", np.array(inputs.synthetic.images[drawn]))

@@ -1,4 +1,4 @@
-"""Fréchet distance of feature distributions, its interval and its real-versus-real floor.
+"""Fréchet distance of feature distributions, and its interval.
 
 FID (Heusel et al. 2017, arXiv 1706.08500, eq. 6):
 d^2 = |mu_1 - mu_2|^2 + Tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2)).
@@ -9,37 +9,22 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Float64, Int, Shaped
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from cxr_lightning.metrics.bootstrap import centred_interval, replicate
+from cxr_lightning.metrics.bootstrap import centred_interval, replicate, subsample
 from cxr_lightning.metrics.extractors import Extractor
 
-FLOOR_SPLITS = 10
+BLOCK = 4096
+"""Images whose features are in float64 at a time."""
+
+INTERVAL_IMAGES = 5_000
+"""Images a side that the interval is computed from."""
 
 
 def frechet_distance(extractor: Extractor) -> FrechetInceptionDistance:
     """Fréchet distance metric over raw uint8 images; sums in float64, safe under DDP."""
     return FrechetInceptionDistance(feature=extractor)
-
-
-class _Given(nn.Module):
-    """Stands for the extractor where features are given instead of images."""
-
-    def __init__(self, num_features: int) -> None:
-        super().__init__()
-        self.num_features = num_features
-
-    def forward(self, features: Float[Tensor, "b f"]) -> Float[Tensor, "b f"]:
-        return features
-
-
-def frechet_of_features(real: Float[Tensor, "n f"], synthetic: Float[Tensor, "m f"]) -> float:
-    """Fréchet distance of two feature sets, by torchmetrics in float64."""
-    metric = FrechetInceptionDistance(feature=_Given(real.shape[1])).to(real.device)
-    metric.update(real.double(), real=True)
-    metric.update(synthetic.double(), real=False)
-    return float(metric.compute())
 
 
 class Moments(NamedTuple):
@@ -55,16 +40,43 @@ class Moments(NamedTuple):
 
 
 def moments(features: Float[Tensor, "n f"], weights: Int[Tensor, " n"] | None = None) -> Moments:
-    """Moments of features where image i counts `weights[i]` times (default: once)."""
-    rows = features.double()
+    """Moments of features where image i counts `weights[i]` times (default: once).
+
+    Images are read block by block; with no more of them than features, all are kept in float64.
+    """
     if weights is None:
-        weights = torch.ones(len(rows), dtype=torch.int64, device=rows.device)
-    rows, weight = rows[weights > 0], weights[weights > 0].double()
+        weights = torch.ones(len(features), dtype=torch.int64, device=features.device)
+    if int((weights > 0).sum()) <= features.shape[1]:
+        return _moments_of_few(features[weights > 0].double(), weights[weights > 0].double())
+    # Sums of squares about a point near the mean: about 0 they could cancel.
+    centre = features[:BLOCK].double().mean(0)
+    first = torch.zeros_like(centre)
+    second = torch.zeros(len(first), len(first), dtype=torch.float64, device=first.device)
+    for block, weight in zip(features.split(BLOCK), weights.split(BLOCK), strict=True):
+        rows = block[weight > 0].double() - centre
+        weighted = weight[weight > 0, None] * rows
+        first += weighted.sum(0)
+        second.addmm_(rows.T, weighted)
+    total = int(weights.sum())
+    covariance = (second - first.outer(first) / total) / (total - 1)
+    return Moments(centre + first / total, _factor(covariance))
+
+
+def _moments_of_few(rows: Float64[Tensor, "n f"], weight: Float64[Tensor, " n"]) -> Moments:
+    """Moments whose factor is the centred features themselves."""
     mean = (weight[:, None] * rows).sum(0) / weight.sum()
-    factor = (weight / (weight.sum() - 1)).sqrt()[:, None] * (rows - mean)
-    if len(factor) > factor.shape[1]:
-        factor = torch.linalg.qr(factor, mode="r").R
-    return Moments(mean, factor)
+    return Moments(mean, (weight / (weight.sum() - 1)).sqrt()[:, None] * (rows - mean))
+
+
+def _factor(covariance: Float64[Tensor, "f f"]) -> Float64[Tensor, "k f"]:
+    """F with F^T F = C: Cholesky's, and by eigenvectors where C is singular."""
+    lower, failed = torch.linalg.cholesky_ex(covariance)
+    if not failed:
+        return lower.T
+    variance, directions = torch.linalg.eigh(covariance)
+    # Smaller ones are rounding errors.
+    kept = variance > len(variance) * torch.finfo(variance.dtype).eps * variance[-1]
+    return variance[kept].sqrt()[:, None] * directions[:, kept].T
 
 
 def frechet(one: Moments, other: Moments) -> float:
@@ -91,75 +103,28 @@ def frechet_interval(
 ) -> tuple[float, float] | None:
     """95 % interval of the Fréchet distance at these numbers of images.
 
-    Features are resampled over patients on both sides, and the interval is centred
-    (`centred_interval`); it says nothing about the bias that a finite number of images brings.
-    """
-
-    def statistic(
-        real_weights: Int[np.ndarray, " n"], synthetic_weights: Int[np.ndarray, " m"]
-    ) -> float:
-        if min(real_weights.sum(), synthetic_weights.sum()) < 2:
-            return float("nan")
-        return frechet(
-            moments(real, torch.from_numpy(real_weights).to(real.device)),
-            moments(synthetic, torch.from_numpy(synthetic_weights).to(synthetic.device)),
-        )
-
-    replicates = replicate(statistic, [real_patients, synthetic_patients], draws, seed)
-    return centred_interval(value, replicates)
-
-
-class Floor(NamedTuple):
-    """What the Fréchet distance is between two halves of the real images, at equal n.
-
-    Attributes:
-        real: Half against half, mean over the splits.
-        synthetic: Half against as many synthetic images, mean over the splits: what to compare
-            `real` with, since the distance falls with n.
-        n: Images on each side, the same in every split.
-        splits: Random splits.
-    """
-
-    real: float
-    synthetic: float
-    n: int
-    splits: int
-
-
-def real_floor(
-    real: Float32[Tensor, "n f"],
-    synthetic: Float32[Tensor, "m f"],
-    patients: Shaped[np.ndarray, " n"],
-    seed: int,
-    splits: int = FLOOR_SPLITS,
-) -> Floor | None:
-    """Real-versus-real Fréchet distance over patient-disjoint halves.
-
-    Both halves and the synthetic side are cut at random to the same n, the smallest half of all
-    splits or the number of synthetic images, whichever is less. None below 2 images a side.
+    Features are resampled over patients on both sides, from patients of at most 5,000 images a side
+    (`subsample`), and the interval is centred (`centred_interval`); it says nothing about the bias
+    that a finite number of images brings.
     """
     generator = np.random.default_rng(seed)
-    halves = [halve(patients, generator) for _ in range(splits)]
-    n = min(len(synthetic), *(len(half) for pair in halves for half in pair))
-    if n < 2:
-        return None
-    pairs = []
-    for one, other in halves:
-        half = moments(real[torch.from_numpy(generator.permutation(one)[:n])])
-        rest = moments(real[torch.from_numpy(generator.permutation(other)[:n])])
-        drawn = torch.from_numpy(generator.permutation(len(synthetic))[:n])
-        pairs.append((frechet(half, rest), frechet(half, moments(synthetic[drawn]))))
-    means = np.mean(pairs, axis=0)
-    return Floor(float(means[0]), float(means[1]), n, splits)
+    sides = [
+        subsample(patients, INTERVAL_IMAGES, generator)
+        for patients in (real_patients, synthetic_patients)
+    ]
+    kept = [
+        features[torch.from_numpy(side.rows)]
+        for features, side in zip((real, synthetic), sides, strict=True)
+    ]
 
+    def statistic(*weights: Int[np.ndarray, " _"]) -> float:
+        if min(weight.sum() for weight in weights) < 2:
+            return float("nan")
+        one, other = (
+            moments(features, torch.from_numpy(weight).to(features.device))
+            for features, weight in zip(kept, weights, strict=True)
+        )
+        return frechet(one, other)
 
-def halve(
-    patients: Shaped[np.ndarray, " n"], generator: np.random.Generator
-) -> tuple[Int[np.ndarray, " a"], Int[np.ndarray, " b"]]:
-    """Rows of two halves without a common patient, of about equal numbers of images."""
-    _, patient, images = np.unique(patients, return_inverse=True, return_counts=True)
-    order = generator.permutation(len(images))
-    reached = np.cumsum(images[order])
-    cut = int(np.abs(reached - len(patients) / 2).argmin()) + 1
-    first = np.isin(patient, order[:cut])
-    return np.flatnonzero(first), np.flatnonzero(~first)
+    patients, drawn = [side.patients for side in sides], [side.drawn for side in sides]
+    return centred_interval(value, replicate(statistic, patients, draws, seed, drawn))

@@ -40,7 +40,7 @@ class Encoder(nn.Module, PyTorchModelHubMixin):
         super().__init__()
         self.image_size = image_size
         self.dim = dim
-        self.backbone, self.feature_dim = _build_backbone(backbone, width, image_size)
+        self.backbone, self.feature_dim = build_backbone(backbone, width, image_size)
         self.head = nn.Sequential(
             nn.Linear(self.feature_dim, self.feature_dim),
             nn.ReLU(inplace=True),
@@ -81,7 +81,7 @@ class Encoder(nn.Module, PyTorchModelHubMixin):
             return F.normalize(projection.float(), dim=1)
 
 
-def _build_backbone(name: Backbone, width: int, image_size: int) -> tuple[nn.Module, int]:
+def build_backbone(name: Backbone, width: int, image_size: int) -> tuple[nn.Module, int]:
     """A network from (b, 1, s, s) to pooled features, and their dimension."""
     if name not in get_args(Backbone):
         raise ValueError(f"`backbone` must be one of {get_args(Backbone)}, got {name!r}")

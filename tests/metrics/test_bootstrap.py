@@ -8,6 +8,7 @@ from cxr_lightning.metrics.bootstrap import (
     patient_weights,
     percentile_interval,
     replicate,
+    subsample,
 )
 
 
@@ -58,3 +59,35 @@ def test_interval_of_a_mean_covers_it_despite_clusters() -> None:
     assert (
         87 <= covered <= 100
     )  # 95 less 3 binomial standard errors of .022, and a bootstrap's lack
+
+
+def test_subsample_holds_whole_patients_up_to_a_number_of_images() -> None:
+    patients = np.repeat(["a", "b", "c", "d"], [3, 1, 4, 2])
+    chosen = set()
+    for seed in range(20):
+        sub = subsample(patients, 5, np.random.default_rng(seed))
+        assert 1 <= len(sub.rows) <= 5
+        assert sub.drawn == 4
+        assert np.array_equal(sub.patients, patients[sub.rows])
+        for patient in {*sub.patients}:
+            assert (sub.patients == patient).sum() == (patients == patient).sum()
+        chosen |= {*sub.patients}
+    assert chosen == {"a", "b", "c", "d"}
+    whole = subsample(patients, 10, np.random.default_rng(0))
+    assert np.array_equal(whole.rows, np.arange(10))
+    assert len(subsample(np.array(["a"] * 9), 5, np.random.default_rng(0)).rows) == 9
+
+
+def test_draws_from_a_subsample_vary_like_draws_from_all() -> None:
+    """The mean of 4,000 patients of 2 equal images has variance 1 / 4000, also from 400 of them."""
+    generator = np.random.default_rng(0)
+    patients = np.repeat(np.arange(4000), 2)
+    values = generator.normal(size=4000)[patients]
+    sub = subsample(patients, 800, generator)
+
+    def mean(weights: np.ndarray) -> float:
+        return float(weights @ values[sub.rows] / weights.sum())
+
+    drawn = replicate(mean, [sub.patients], 500, seed=1, drawn=[sub.drawn])
+    # 400 values give the variance within 2 / sqrt(2 * 400) = 7 %, 500 draws within 6 %: 3 x 9 %.
+    assert drawn.var() * 4000 == pytest.approx(1.0, rel=0.28)

@@ -1,21 +1,39 @@
-"""Fréchet distance against independent computations, its interval and its floor."""
+"""Fréchet distance against independent computations, and its interval."""
 
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
 
+from cxr_lightning.metrics import fid
 from cxr_lightning.metrics.extractors import build_extractor
 from cxr_lightning.metrics.fid import (
     frechet,
     frechet_distance,
     frechet_interval,
-    frechet_of_features,
-    halve,
     moments,
-    real_floor,
 )
+
+
+class _Given(nn.Module):
+    """Stands for the extractor where features are given instead of images."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+def frechet_of_features(real: Tensor, synthetic: Tensor) -> float:
+    """Fréchet distance of two feature sets, by torchmetrics in float64."""
+    metric = FrechetInceptionDistance(feature=_Given(real.shape[1]))
+    metric.update(real.double(), real=True)
+    metric.update(synthetic.double(), real=False)
+    return float(metric.compute())
 
 
 def _features(count: int, dim: int, seed: int, shift: float = 0.0) -> Tensor:
@@ -62,6 +80,39 @@ def test_closed_form_against_torchmetrics(n: int, m: int, dim: int) -> None:
     value = frechet(moments(one), moments(other))
     # 1e-4: eigenvalues of a singular product carry sqrt(eps) each.
     assert value == pytest.approx(frechet_of_features(one, other), rel=1e-4)
+
+
+@pytest.mark.parametrize(("n", "m", "dim"), [(400, 300, 32), (400, 20, 32), (30, 25, 64)])
+def test_closed_form_against_scipy_and_torch_fidelity(n: int, m: int, dim: int) -> None:
+    """More images than features on both sides, on one, on none; far from 0, with copies."""
+    metric_fid = pytest.importorskip("torch_fidelity.metric_fid")
+    one, other = _features(n, dim, 1, shift=50.0), _features(m, dim, 2, shift=50.2)
+    other[1::3] = other[0]
+    value = frechet(moments(one), moments(other))
+    assert value == pytest.approx(_reference(one, other), rel=1e-4)
+    statistics = [metric_fid.fid_features_to_statistics(x.double()) for x in (one, other)]
+    fidelity = metric_fid.fid_statistics_to_metric(*statistics, False)
+    assert value == pytest.approx(fidelity["frechet_inception_distance"], rel=1e-4)
+
+
+@pytest.mark.parametrize(("n", "dim"), [(300, 20), (15, 20)])
+@pytest.mark.parametrize("copies", [False, True])
+def test_moments_in_blocks(monkeypatch: pytest.MonkeyPatch, n: int, dim: int, copies: bool) -> None:
+    """Against numpy; copies of 7 images make the covariance singular."""
+    monkeypatch.setattr(fid, "BLOCK", 16)
+    features = _features(n, dim, 1, shift=1e3)
+    if copies:
+        features = features[torch.arange(n) % 7]
+    weights = torch.from_numpy(np.random.default_rng(0).integers(0, 4, n))
+    for weight in (None, weights):
+        found = moments(features, weight)
+        rows = features.double().numpy()
+        repeats = None if weight is None else weight.numpy()
+        assert np.allclose(found.mean, np.average(rows, axis=0, weights=repeats), rtol=1e-12)
+        covariance = np.cov(rows, rowvar=False, fweights=repeats)
+        scale = np.abs(covariance).max()
+        assert np.allclose(found.factor.T @ found.factor, covariance, atol=1e-11 * scale)
+        assert len(found.factor) <= dim
 
 
 def test_same_set_gives_zero_and_order_does_not_matter() -> None:
@@ -126,32 +177,16 @@ def test_interval_covers_the_expected_value_at_this_n() -> None:
     assert covered >= 0.86 * trials  # .95 less 3 binomial standard errors of .028
 
 
-def test_halves_share_no_patient() -> None:
-    patients = np.repeat(["a", "b", "c", "d", "e"], [1, 9, 4, 3, 5])
-    for seed in range(10):
-        one, other = halve(patients, np.random.default_rng(seed))
-        assert not {*patients[one]} & {*patients[other]}
-        assert sorted([*one, *other]) == [*range(22)]
-
-
-def test_floor_at_equal_n() -> None:
-    real, synthetic = _features(200, 6, 1), _features(40, 6, 2, shift=2.0)
-    floor = real_floor(real, synthetic, np.arange(200), seed=0)
-    assert floor is not None
-    assert floor.n == 40
-    # Two samples of 40 from one distribution; shift 2 in 6 dimensions is 24 in the mean.
-    expected = np.mean(
-        [
-            frechet_of_features(_features(40, 6, 100 + i), _features(40, 6, 200 + i))
-            for i in range(10)
-        ]
-    )
-    assert floor.real == pytest.approx(expected, rel=0.3)
-    assert floor.synthetic > 20
-
-
-@pytest.mark.parametrize("count", [1, 2])
-def test_no_floor_for_one_patient_or_one_image(count: int) -> None:
-    features = _features(count, 3, 1)
-    assert real_floor(features, features, np.zeros(count), seed=0) is None
-    assert real_floor(_features(9, 3, 1), _features(1, 3, 2), np.arange(9), seed=0) is None
+def test_interval_of_many_images_is_that_of_a_subsample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """400 of 3,000 images give the spread that all 3,000 give."""
+    real, synthetic = _features(3000, 8, 1), _features(1500, 8, 2, shift=0.5)
+    value, widths = frechet(moments(real), moments(synthetic)), []
+    for largest in (3000, 400):
+        monkeypatch.setattr(fid, "INTERVAL_IMAGES", largest)
+        low, high = frechet_interval(
+            value, real, synthetic, np.arange(3000), np.arange(1500), draws=200, seed=0
+        ) or (0.0, 0.0)
+        assert low < value < high
+        widths.append(high - low)
+    # A quantile range of 200 draws is known to about 10 %, the spread of 400 images to 4 %.
+    assert widths[1] == pytest.approx(widths[0], rel=0.35)

@@ -136,7 +136,7 @@ def table_of_classes(root: Path, columns: Mapping[str, str]) -> pd.DataFrame:
     """
     theirs = {name: column for column, name in columns.items()}
     rows = []
-    for path in _images_below(root):
+    for path in images_below(root):
         folders = list(path.relative_to(root).parts[:-1])
         named = [name for name in folders[:2] if name.lower() in SPLIT_NAMES]
         split = SPLIT_NAMES[named[0].lower()] if named else ""
@@ -180,7 +180,7 @@ def _label_classes(table: pd.DataFrame) -> pd.DataFrame:
     return arrange(parse_numbers(table.assign(patient=found.fillna(table["Path"]))))
 
 
-def _images_below(root: Path) -> Iterator[Path]:
+def images_below(root: Path) -> Iterator[Path]:
     """Image files by their suffix, in the order of their paths.
 
     Raises:

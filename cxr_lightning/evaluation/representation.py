@@ -1,6 +1,7 @@
 """The representation axis: do reconstructions of held-out images keep their meaning?"""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,9 +15,9 @@ from cxr_lightning.data.transforms import to_image, to_model
 from cxr_lightning.data.vocabulary import HealthCondition
 from cxr_lightning.diffusion.generator import Generator
 from cxr_lightning.diffusion.samplers import SamplerName
+from cxr_lightning.evaluation.inputs import EvaluationInputs, RealSplit
+from cxr_lightning.evaluation.records import AxisResult, Floor, Record
 from cxr_lightning.metrics.bootstrap import percentile_interval, replicate
-from cxr_lightning.metrics.inputs import EvaluationInputs, RealSplit
-from cxr_lightning.metrics.records import AxisResult, Record, Skipped
 from cxr_lightning.metrics.representation_score import (
     embed,
     embedding_distance,
@@ -26,6 +27,7 @@ from cxr_lightning.metrics.representation_score import (
 )
 from cxr_lightning.networks.encoder import Encoder
 
+AXIS = "representation"
 HELD_OUT: RealSplit = "valid"
 GRID_IMAGES = 8
 FEW_PATIENTS = 16
@@ -46,19 +48,18 @@ def representation(inputs: EvaluationInputs) -> AxisResult:
     """Reconstructed representation score on held-out images, with its calibration."""
     result = AxisResult()
     if inputs.encoder is None or inputs.generator is None:
-        reason = "it needs --generator and --encoder"
-        print(f"rrs is left out: {reason}")
-        for condition in inputs.conditions:
-            result.skipped.append(Skipped("representation", "rrs", condition.name, reason))
+        result.skip(AXIS, "all", "it needs --generator and --encoder")
         return result
+    if not inputs.conditions:
+        result.skip(AXIS, "all", "the synthetic set has no labels, so no condition is named")
     for condition in inputs.conditions:
         rows = inputs.real_rows(condition, HELD_OUT)
         if len(rows) == 0:
             reason = f"no real image of this condition in the held-out split ({HELD_OUT})"
-            print(f"rrs of {condition.name} is left out: {reason}")
-            result.skipped.append(Skipped("representation", "rrs", condition.name, reason))
+            result.skip(AXIS, "rrs", reason, condition.name)
             continue
-        chosen = np.random.default_rng(inputs.seed).permutation(rows)[: inputs.reconstructions]
+        generator = np.random.default_rng(inputs.settings.seed)
+        chosen = generator.permutation(rows)[: inputs.settings.reconstructions]
         chosen.sort()
         print(f"rrs of {condition.name}: {len(chosen)} of {len(rows)} held-out images")
         scores = _Scorer(inputs, inputs.encoder, inputs.generator, condition).score(chosen)
@@ -118,7 +119,7 @@ class _Scorer:
         patients = self.inputs.real_patients
         found = {}
         for name, pool in pools.items():
-            generator = np.random.default_rng(self.inputs.seed)
+            generator = np.random.default_rng(self.inputs.settings.seed)
             other = other_patients(patients[rows], patients[pool], generator)
             if other is not None:
                 found[name] = np.array(self.inputs.real.images[pool[other]])
@@ -130,7 +131,7 @@ class _Scorer:
         condition = type(stated)(*(part.to(image.device) for part in stated))
         index = torch.from_numpy(rows).to(image.device)
         return self.generator.reconstruct(
-            image, condition, index, seed=self.inputs.seed, sampler=SAMPLER, steps=STEPS
+            image, condition, index, seed=self.inputs.settings.seed, sampler=SAMPLER, steps=STEPS
         )
 
     def _images(self, rows: Int[np.ndarray, " b"]) -> Float[Tensor, "b 1 h w"]:
@@ -144,13 +145,13 @@ class _Scorer:
         title: str,
     ) -> UInt8[np.ndarray, "n h w"]:
         """Raw images that a step makes of the images in some rows."""
-        size = self.inputs.batch_size
+        size = self.inputs.settings.batch_size
         batches = np.array_split(rows, range(size, len(rows), size))
         parts = [to_image(step(batch)) for batch in tqdm(batches, title, disable=None)]
         return torch.cat(parts)[:, 0].cpu().numpy()
 
     def _embed(self, raw: UInt8[np.ndarray, "n h w"]) -> Float32[Tensor, "n d"]:
-        size, device = self.inputs.batch_size, self.inputs.device
+        size, device = self.inputs.settings.batch_size, self.inputs.device
         batches = np.array_split(raw, range(size, len(raw), size))
         return torch.cat([embed(self.encoder, _to_model(batch, device)) for batch in batches])
 
@@ -175,26 +176,27 @@ def _records(
     records = []
     for name, (numerator, denominator) in terms.items():
         statistic = partial(_ratio, numerator, denominator)
-        replicates = replicate(statistic, [patients], inputs.bootstrap, inputs.seed)
-        low, high = percentile_interval(replicates) or (None, None)
+        replicates = replicate(
+            statistic, [patients], inputs.settings.bootstrap, inputs.settings.seed
+        )
         records.append(
             Record(
-                axis="representation",
-                metric=name,
+                AXIS,
+                name,
+                _ratio(numerator, denominator, one),
                 condition=condition.name,
-                value=_ratio(numerator, denominator, one),
-                ci_low=low,
-                ci_high=high,
-                real_floor=_mean(scores.distances["rrs_floor_pixel"]) if name == "rrs" else None,
+                interval=percentile_interval(replicates),
                 n_real=len(rows),
                 n_synthetic=len(rows) if name in ("rrs", "nrrs", "rrs_vae") else 0,
-                extractor="encoder",
-                extractor_sha256=inputs.encoder_sha256,
+                source=inputs.encoder_source,
                 warning=_warning(inputs, patients) if name in ("rrs", "nrrs") else None,
                 details={"meaning": MEANINGS[name]} | (_protocol(scores) if name == "rrs" else {}),
             )
         )
-    return records
+    floor = next(r for r in records if r.metric == "rrs_floor_pixel")
+    low, high = floor.interval or (floor.value, floor.value)
+    pixel = Floor(floor.value, low, high, meaning=MEANINGS["rrs_floor_pixel"])
+    return [replace(r, floor=pixel) if r.metric == "rrs" else r for r in records]
 
 
 def _ratio(

@@ -1,0 +1,278 @@
+"""The fidelity axis: how close are the distributions of synthetic and real images?
+
+In the features of each extractor (FID, FID-infinity, KID, precision, recall, density, coverage,
+spread within a condition), and in the pixels (`radiographs`).
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32, Float64, Shaped
+from torch import Tensor
+
+from cxr_lightning.evaluation.diversity import embedding_diversity
+from cxr_lightning.evaluation.floors import floor_of
+from cxr_lightning.evaluation.inputs import EvaluationInputs, Group, source_of
+from cxr_lightning.evaluation.radiographs import radiographs
+from cxr_lightning.evaluation.records import OVERALL, AxisResult, Record
+from cxr_lightning.metrics.bootstrap import percentile_interval, replicate
+from cxr_lightning.metrics.extractors import Extractor
+from cxr_lightning.metrics.fid import frechet, frechet_interval, moments
+from cxr_lightning.metrics.fid_infinity import fid_infinity
+from cxr_lightning.metrics.floor import SplitFloor, floor_size, split_floor
+from cxr_lightning.metrics.kid import kid, kid_interval
+from cxr_lightning.metrics.prdc import Prdc, prdc
+
+AXIS = "fidelity"
+FEW_IMAGES = 2
+NEIGHBOURS = 5
+MAX_NEIGHBOURS = 10_000
+"""Images a side for precision, recall, density and coverage, as in their papers: time grows with
+the square."""
+
+TOO_CLOSE = 0.5
+"""Share of the floor below which a distance is suspicious. The synthetic images may resemble both
+halves of the real set, so somewhat less than the floor is natural for patients of many images."""
+
+
+def fidelity(inputs: EvaluationInputs) -> AxisResult:
+    """All fidelity metrics, overall, per condition, and per view, sex and age band."""
+    result = AxisResult()
+    groups = []
+    for group in inputs.groups():
+        if min(len(group.real), len(group.synthetic)) >= FEW_IMAGES:
+            groups.append(group)
+        elif group.subgroup == OVERALL:
+            reason = (
+                f"{len(group.real)} real and {len(group.synthetic)} synthetic images; "
+                f"{FEW_IMAGES} of each are needed"
+            )
+            result.skip(AXIS, "all", reason, group.condition)
+    for extractor in inputs.extractors:
+        equal_n = _equal_n(inputs, groups)
+        for group in groups:
+            print(
+                f"fidelity by {extractor.name}: {group.condition}, {group.subgroup}: "
+                f"{len(group.real)} real, {len(group.synthetic)} synthetic images"
+            )
+            metrics = _Metrics(inputs, extractor, group)
+            result.records += metrics.records(equal_n)
+            if metrics.curve:
+                curves = result.curves.setdefault("fid_infinity", {})
+                curves.setdefault(extractor.name, {})[group.condition] = metrics.curve
+    radiographs(inputs, groups, result)
+    return result
+
+
+def _equal_n(inputs: EvaluationInputs, groups: list[Group]) -> int | None:
+    """Images a side at which conditions can be compared; None with fewer than two."""
+    whole = [g for g in groups if g.subgroup == OVERALL and g.condition != OVERALL]
+    if len(whole) < 2:
+        return None
+    patients = inputs.real_patients
+    return min(floor_size(patients[g.real], len(g.synthetic), inputs.settings.seed) for g in whole)
+
+
+class _Metrics:
+    """Metrics of one group of images in the features of one extractor."""
+
+    def __init__(self, inputs: EvaluationInputs, extractor: Extractor, group: Group) -> None:
+        self.inputs = inputs
+        self.settings = inputs.settings
+        self.extractor = extractor
+        self.group = group
+        self.real = inputs.real_features(extractor, group.real)
+        self.synthetic = inputs.synthetic_features(extractor, group.synthetic)
+        self.real_patients = inputs.real_patients[group.real]
+        self.synthetic_patients = inputs.synthetic.patients[group.synthetic]
+        self.curve: dict[str, Any] = {}
+        self.record = partial(
+            Record,
+            AXIS,
+            source=source_of(extractor),
+            condition=group.condition,
+            subgroup=group.subgroup,
+            n_real=len(self.real),
+            n_synthetic=len(self.synthetic),
+        )
+
+    def records(self, equal_n: int | None) -> Iterator[Record]:
+        """All records of the group; of a subgroup only the distances and the neighbours."""
+        yield self._fid()
+        yield self._kid()
+        yield from self._prdc()
+        if self.group.subgroup != OVERALL:
+            return
+        if equal_n is not None and self.group.condition != OVERALL:
+            yield from self._fid_equal_n(equal_n)
+        yield from self._fid_infinity()
+        sides = ((self.real, self.real_patients), (self.synthetic, self.synthetic_patients))
+        yield from embedding_diversity(self.record, self.settings, *sides)
+
+    def _floor(self, statistic: Any, n: int | None = None) -> SplitFloor | None:
+        seed = self.settings.seed
+        return split_floor(statistic, self.real, self.synthetic, self.real_patients, seed, n=n)
+
+    def _fid(self) -> Record:
+        value = frechet(moments(self.real), moments(self.synthetic))
+        interval = frechet_interval(
+            value,
+            self.real,
+            self.synthetic,
+            self.real_patients,
+            self.synthetic_patients,
+            self.settings.bootstrap,
+            self.settings.seed,
+        )
+        floor = floor_of(self._floor(_frechet))
+        record = self.record(
+            "fid",
+            value,
+            interval=interval,
+            floor=floor,
+            better="lower",
+            details={
+                "num_features": self.extractor.num_features,
+                "real_split": self.settings.split,
+                "real_patients": len(np.unique(self.real_patients)),
+            },
+        )
+        return replace(record, warning=_warning(record, self.extractor))
+
+    def _fid_equal_n(self, n: int) -> Iterator[Record]:
+        floor = floor_of(self._floor(_frechet, n))
+        if floor is None or floor.at_n is None:
+            return
+        record = self.record("fid_equal_n", floor.at_n, floor=floor, better="lower")
+        details = {"meaning": f"FID at {n} images a side, the same for every condition"}
+        yield replace(
+            record,
+            n_real=n,
+            n_synthetic=n,
+            details=details,
+            warning=_random_weights(self.extractor),
+        )
+
+    def _fid_infinity(self) -> Iterator[Record]:
+        found = fid_infinity(self.real, self.synthetic, seed=self.settings.seed)
+        if found is None:
+            return
+        warning = None
+        if found.smallest <= self.extractor.num_features:
+            warning = (
+                "extrapolated from no more images than features, where FID does not follow a "
+                "straight line in 1/n: it may even be negative"
+            )
+        self.curve = {"n": [*found.sizes], "fid": [*found.values], "value": found.value}
+        yield self.record(
+            "fid_infinity",
+            found.value,
+            warning=warning,
+            details={"slope": found.slope, "from": found.smallest, "to": found.largest},
+        )
+
+    def _kid(self) -> Record:
+        found = kid(self.real, self.synthetic, seed=self.settings.seed)
+        interval = kid_interval(
+            found.mean,
+            self.real,
+            self.synthetic,
+            self.real_patients,
+            self.synthetic_patients,
+            self.settings.bootstrap,
+            self.settings.seed,
+        )
+        return self.record(
+            "kid",
+            found.mean,
+            interval=interval,
+            floor=floor_of(self._floor(_kid)),
+            better="lower",
+            warning=_random_weights(self.extractor),
+            details={"sd": found.sd, "subsets": 100, "subset_size": found.subset_size},
+        )
+
+    def _prdc(self) -> Iterator[Record]:
+        generator = np.random.default_rng(self.settings.seed)
+        real = np.sort(generator.permutation(len(self.real))[:MAX_NEIGHBOURS])
+        drawn = np.sort(generator.permutation(len(self.synthetic))[:MAX_NEIGHBOURS])
+        if min(len(real), len(drawn)) <= NEIGHBOURS:
+            return
+        found = prdc(self.real[torch.from_numpy(real)], self.synthetic[torch.from_numpy(drawn)])
+        splits = self._floor(_prdc)
+        patients = {
+            "precision": self.synthetic_patients[drawn],
+            "density": self.synthetic_patients[drawn],
+            "recall": self.real_patients[real],
+            "coverage": self.real_patients[real],
+        }
+        for column, name in enumerate(Prdc._fields):
+            values = _numbers(getattr(found, name))
+            record = self.record(
+                name,
+                float(values.mean()),
+                interval=self._mean_interval(values, patients[name]),
+                floor=floor_of(splits, column),
+                better="higher",
+                warning=_random_weights(self.extractor),
+                details={"k": NEIGHBOURS},
+            )
+            yield replace(record, n_real=len(real), n_synthetic=len(drawn))
+
+    def _mean_interval(
+        self, values: Float64[np.ndarray, " n"], patients: Shaped[np.ndarray, " n"]
+    ) -> tuple[float, float] | None:
+        """Interval of a mean over images, given the other side's neighbourhoods."""
+
+        def mean(weights: Shaped[np.ndarray, " n"]) -> float:
+            return float((weights * values).sum() / weights.sum())
+
+        settings = self.settings
+        return percentile_interval(replicate(mean, [patients], settings.bootstrap, settings.seed))
+
+
+def _frechet(real: Float32[Tensor, "n f"], other: Float32[Tensor, "m f"]) -> list[float]:
+    return [frechet(moments(real), moments(other))]
+
+
+def _kid(real: Float32[Tensor, "n f"], other: Float32[Tensor, "m f"]) -> list[float]:
+    return [kid(real, other, subsets=10).mean]
+
+
+def _prdc(real: Float32[Tensor, "n f"], other: Float32[Tensor, "m f"]) -> list[float]:
+    if len(real) <= NEIGHBOURS:
+        return [float("nan")] * len(Prdc._fields)
+    at_most = slice(MAX_NEIGHBOURS)
+    return [float(_numbers(part).mean()) for part in prdc(real[at_most], other[at_most])]
+
+
+def _numbers(values: Float[Tensor, " n"] | Bool[Tensor, " n"]) -> Float64[np.ndarray, " n"]:
+    return values.double().cpu().numpy()
+
+
+def _random_weights(extractor: Extractor) -> str | None:
+    if extractor.name != "fixed":
+        return None
+    return "the extractor has random weights and serves smoke tests only"
+
+
+def _warning(record: Record, extractor: Extractor) -> str | None:
+    reasons = []
+    if min(record.n_real, record.n_synthetic) <= extractor.num_features:
+        reasons.append(
+            "no more images than features on one side, so the covariance is singular and the value "
+            "biased upward: compare it only with the floor at equal n"
+        )
+    floor = record.floor
+    if floor is None:
+        reasons.append("too few real patients or images for two halves, so there is no floor")
+    elif floor.at_n is not None and floor.at_n < TOO_CLOSE * floor.value:
+        reasons.append(
+            "the synthetic images are much closer to the real ones than real patients are to each "
+            "other, as copies of training images would be"
+        )
+    return "; ".join([*reasons, *filter(None, [_random_weights(extractor)])]) or None

@@ -1,0 +1,205 @@
+"""What the axes of an evaluation share: both sets, the networks, the settings."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float32, Int, Shaped
+from torch import Tensor
+
+from cxr_lightning.data.prepared import PreparedDataset
+from cxr_lightning.data.vocabulary import HealthCondition
+from cxr_lightning.diffusion.generator import Generator
+from cxr_lightning.evaluation.features import FeatureCache
+from cxr_lightning.evaluation.records import OVERALL, Source
+from cxr_lightning.evaluation.synthetic import SyntheticSet
+from cxr_lightning.metrics.extractors import Extractor
+from cxr_lightning.networks.encoder import Encoder
+
+RealSplit = Literal["all", "train", "valid", "test", "held_out"]
+"""Splits of the prepared set; `held_out` is valid and test together."""
+
+AGE_BANDS = (0, 20, 40, 60, 80, 200)
+"""Edges of the age bands of the subgroups, in years."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user chose.
+
+    Attributes:
+        split: Split of the real images that fidelity is measured against.
+        reconstructions: Held-out images a condition to reconstruct, at most.
+        bootstrap: Draws of each interval; 0 = no intervals.
+        batch_size: Images that a network sees at once.
+        seed: Of every random choice.
+        classifier_steps: Training steps of the built-in classifier.
+        utility_seeds: Classifiers trained for each setting of the utility axis.
+        utility_fractions: Shares of the real training patients that the utility axis trains on.
+        false_positives: Share of real images of other patients that the copy test may flag.
+    """
+
+    split: RealSplit = "all"
+    reconstructions: int = 64
+    bootstrap: int = 200
+    batch_size: int = 64
+    seed: int = 0
+    classifier_steps: int = 600
+    utility_seeds: int = 3
+    utility_fractions: tuple[float, ...] = (0.1, 1.0)
+    false_positives: float = 0.01
+
+
+@dataclass(frozen=True)
+class Group:
+    """Images that belong together on both sides.
+
+    Attributes:
+        condition: Name of the health condition, or `all`.
+        subgroup: `all`, `view=PA`, ...
+        real: Rows of the prepared table.
+        synthetic: Rows of the synthetic set.
+    """
+
+    condition: str
+    subgroup: str
+    real: Int[np.ndarray, " n"]
+    synthetic: Int[np.ndarray, " m"]
+
+
+@dataclass(frozen=True)
+class EvaluationInputs:
+    """All that an axis of the evaluation may use; every part is checked before.
+
+    Attributes:
+        real: The prepared data set.
+        synthetic: The synthetic data set, of the same image size.
+        conditions: What to evaluate; empty where the synthetic set has no labels.
+        extractors: For fidelity and privacy, one or more.
+        encoder: For the representation score, or None.
+        encoder_source: What its numbers come from.
+        encoder_is_parent: Whether the generator was fine-tuned with this encoder.
+        generator: For the representation score, or None.
+        classifier: A classifier that was given for condition fidelity, or None.
+        reidentification: A model that compares two images, or None.
+        cache: Features on disk.
+        work: Folder for what an axis wants to keep between interrupted runs.
+        settings: What the user chose.
+        device: Where the networks run.
+    """
+
+    real: PreparedDataset
+    synthetic: SyntheticSet
+    conditions: list[HealthCondition]
+    extractors: list[Extractor]
+    encoder: Encoder | None
+    encoder_source: Source
+    encoder_is_parent: bool
+    generator: Generator | None
+    classifier: Path | None
+    reidentification: Path | None
+    cache: FeatureCache
+    work: Path
+    settings: Settings
+    device: torch.device
+
+    @cached_property
+    def real_patients(self) -> Shaped[np.ndarray, " n"]:
+        """Patient of each row of the prepared table."""
+        return self.real.table["patient"].astype(str).to_numpy(dtype=str)
+
+    def split_rows(self, split: RealSplit) -> Int[np.ndarray, " n"]:
+        """Rows of the prepared table in a split."""
+        if split == "all":
+            return np.arange(len(self.real.table))
+        wanted = ("valid", "test") if split == "held_out" else (split,)
+        return np.flatnonzero(self.real.table["split"].isin(wanted))
+
+    def real_rows(
+        self, condition: HealthCondition, split: RealSplit | None = None
+    ) -> Int[np.ndarray, " n"]:
+        """Rows of the prepared table that show a condition, in a split (default: the setting)."""
+        rows = np.flatnonzero(condition.matches(self.real.table))
+        return np.intersect1d(rows, self.split_rows(split or self.settings.split))
+
+    def groups(self) -> list[Group]:
+        """All images, those of each condition, and those of each view, sex and age band.
+
+        The real side of `all` is the union of the conditions, or the whole split where the
+        synthetic set has no labels. A subgroup is there where both sides state it.
+        """
+        parts = [
+            Group(c.name, OVERALL, self.real_rows(c), np.flatnonzero(self.synthetic.matches(c)))
+            for c in self.conditions
+        ]
+        if parts:
+            real = np.unique(np.concatenate([part.real for part in parts]))
+            synthetic = np.unique(np.concatenate([part.synthetic for part in parts]))
+        else:
+            real = self.split_rows(self.settings.split)
+            synthetic = np.arange(len(self.synthetic.images))
+        whole = Group(OVERALL, OVERALL, real, synthetic)
+        conditions = parts if len(parts) > 1 or not parts else []
+        if len(parts) == 1:  # its numbers would be those of the whole
+            whole = Group(parts[0].condition, OVERALL, real, synthetic)
+        return [*conditions, whole, *self._subgroups(whole)]
+
+    def _subgroups(self, whole: Group) -> Iterator[Group]:
+        """The parts of a group by view, sex and age band that both sides have.
+
+        A subgroup that is the whole group on both sides is left out.
+        """
+        real = subgroups(self.real.table)
+        synthetic = subgroups(self.synthetic.table)
+        for name in real:
+            rows = np.intersect1d(whole.real, real[name])
+            drawn = np.intersect1d(whole.synthetic, synthetic[name])
+            part = len(rows) < len(whole.real) or len(drawn) < len(whole.synthetic)
+            if part and len(rows) and len(drawn):
+                yield Group(whole.condition, name, rows, drawn)
+
+    def real_features(
+        self, extractor: Extractor, rows: Int[np.ndarray, " k"]
+    ) -> Float32[Tensor, "k f"]:
+        """Features of real images, on the device."""
+        title = f"{extractor.name}: real images"
+        real = self.real
+        found = self.cache.features(extractor, real.images, real.sha256, rows, title)
+        return found.to(self.device)
+
+    def synthetic_features(
+        self, extractor: Extractor, rows: Int[np.ndarray, " k"]
+    ) -> Float32[Tensor, "k f"]:
+        """Features of synthetic images, on the device."""
+        title = f"{extractor.name}: synthetic images"
+        drawn = self.synthetic
+        found = self.cache.features(extractor, drawn.images, drawn.sha256, rows, title)
+        return found.to(self.device)
+
+
+def source_of(extractor: Extractor) -> Source:
+    """What a record says of an extractor."""
+    return Source(extractor.name, extractor.sha256, extractor.preprocessing)
+
+
+def subgroups(table: pd.DataFrame) -> dict[str, Int[np.ndarray, " n"]]:
+    """Rows of a prepared table by view, sex and age band; what is not stated is in none."""
+    age = table["Age"].to_numpy(dtype=float)
+    parts = {
+        "view=AP": table["AP/PA"] == "AP",
+        "view=PA": table["AP/PA"] == "PA",
+        "view=Lateral": table["Frontal/Lateral"] == "Lateral",
+        "sex=Female": table["Sex"] == "Female",
+        "sex=Male": table["Sex"] == "Male",
+    }
+    rows = {name: np.flatnonzero(part) for name, part in parts.items()}
+    for low, high in pairwise(AGE_BANDS):
+        name = f"age={low}-{high - 1}" if high != AGE_BANDS[-1] else f"age={low}+"
+        rows[name] = np.flatnonzero((age >= low) & (age < high))
+    return rows

@@ -1,0 +1,192 @@
+"""The utility axis: does a classifier learn from synthetic images what real patients show?
+
+The same classifier is trained for the same number of steps in five regimes (`pretrained`: as many
+before), and tested after its last step on real patients of whom none is among its training images.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Float64, Int
+from tqdm import tqdm
+
+from cxr_lightning.evaluation.classification import FINDINGS
+from cxr_lightning.evaluation.comparison import FEW, Estimates, Side
+from cxr_lightning.evaluation.inputs import EvaluationInputs
+from cxr_lightning.evaluation.records import OVERALL, AxisResult, Floor, Record, Source
+from cxr_lightning.evaluation.regimes import Setting, Trainer, Training, choose_task
+from cxr_lightning.metrics.classification import bootstrap_weights, interval
+
+MIN_SEEDS = 3
+NO_GAIN = Floor(0.0, 0.0, 0.0, meaning="real images alone, of the same share of the patients")
+SYNTHETIC = Setting("synthetic", 0.0)
+
+
+def utility(inputs: EvaluationInputs) -> AxisResult:
+    """AUROC on real test images after training on real, synthetic or both kinds of images."""
+    result = AxisResult()
+    task = choose_task(inputs)
+    if isinstance(task, str):
+        result.skip("utility", OVERALL, task)
+        return result
+    fractions = sorted(inputs.settings.utility_fractions)
+    with_real = [
+        Setting(regime, fraction)
+        for fraction in fractions
+        for regime in ("real", "mixed", "augmented", "pretrained")
+    ]
+    first, count = inputs.settings.seed, inputs.settings.utility_seeds
+    trainings = [
+        Training(*setting, seed)
+        for seed in range(first, first + count)
+        for setting in (SYNTHETIC, *with_real)
+    ]
+    trainer = Trainer(inputs, task)
+    bar = tqdm(trainings, "utility: classifiers", unit="training", disable=None)
+    scores = _Scores(inputs, trainer, {training: trainer.answers(training) for training in bar})
+    for setting in (SYNTHETIC, *with_real):
+        result.records += scores.aurocs(setting)
+    result.records += [scores.gain(SYNTHETIC, fraction) for fraction in fractions]
+    result.records += [scores.gain(s, s.fraction) for s in with_real if s.regime != "real"]
+    for regime in ("real", "augmented"):
+        result.records += scores.subgroups(Setting(regime, fractions[-1]))
+    return result
+
+
+class _Scores:
+    """Makes the records.
+
+    Args:
+        inputs: The evaluation.
+        trainer: Knows the images of each training.
+        answers: What each classifier says of the test images.
+    """
+
+    def __init__(
+        self,
+        inputs: EvaluationInputs,
+        trainer: Trainer,
+        answers: Mapping[Training, Float32[np.ndarray, "k 17"]],
+    ) -> None:
+        settings, task = inputs.settings, trainer.task
+        value, known, _ = task.condition.rows(torch.from_numpy(task.test))
+        patients = inputs.real_patients[task.test]
+        weights = bootstrap_weights(patients, settings.bootstrap, settings.seed)
+        table = inputs.real.table.iloc[task.test]
+        self.sides = {
+            training: Side(value.numpy(), known.numpy(), said, weights, table)
+            for training, said in answers.items()
+        }
+        self.test = next(iter(self.sides.values()))
+        self.found = {
+            (training, field): side.answers(field).auroc()
+            for training, side in self.sides.items()
+            for field in task.fields
+        }
+        self.task = task
+        self.trainer = trainer
+        self.seeds = sorted({training.seed for training in answers})
+        self.picks = _picks(len(self.seeds), settings.bootstrap, settings.seed)
+        self.steps = settings.classifier_steps
+        self.facts = {
+            "seeds": len(self.seeds),
+            "split": task.split,
+            "test_patients": len(np.unique(patients)),
+        }
+
+    def aurocs(self, setting: Setting) -> Iterator[Record]:
+        """AUROC of each finding, and the mean over them."""
+        for field in self.task.fields:
+            yield self._auroc(setting, [field], condition=FINDINGS[field])
+        yield self._auroc(setting, self.task.fields)
+
+    def subgroups(self, setting: Setting) -> Iterator[Record]:
+        """Mean AUROC in each view, sex and age band, over the findings that have both classes."""
+        for name, rows in self.test.subgroups.items():
+            if fields := self.test.enough(self.task.fields, rows):
+                yield self._auroc(setting, fields, rows, subgroup=name)
+
+    def gain(self, setting: Setting, fraction: float) -> Record:
+        """Mean AUROC less that of a share of the real images alone, in the same draws and seeds."""
+        fields = self.task.fields
+        gained = self._each(setting, fields) - self._each(Setting("real", fraction), fields)
+        record = self._record("utility_gain", setting, gained, fields)
+        details = record.details | {"fraction": fraction}
+        return replace(record, floor=NO_GAIN, better="higher", details=details)
+
+    def _auroc(
+        self,
+        setting: Setting,
+        fields: list[int],
+        rows: Int[np.ndarray, " k"] | None = None,
+        **about: Any,
+    ) -> Record:
+        each = self._each(setting, fields, rows)
+        return self._record("utility_auroc", setting, each, fields, rows, **about)
+
+    def _each(
+        self, setting: Setting, fields: list[int], rows: Int[np.ndarray, " k"] | None = None
+    ) -> Float64[np.ndarray, "draws seeds"]:
+        """Mean AUROC over some findings, of the classifier of each seed."""
+        trainings = [Training(*setting, seed) for seed in self.seeds]
+        if rows is not None:
+            each = [self.sides[training].macro_auroc(fields, rows) for training in trainings]
+        else:
+            each = [np.mean([self.found[t, f] for f in fields], axis=0) for t in trainings]
+        return np.stack(each, axis=1)
+
+    def _record(
+        self,
+        metric: str,
+        setting: Setting,
+        each: Float64[np.ndarray, "draws seeds"],
+        fields: list[int],
+        rows: Int[np.ndarray, " k"] | None = None,
+        **about: Any,
+    ) -> Record:
+        """A record of the mean over the seeds; its draws are of patients and of seeds."""
+        estimates: Estimates = (each * self.picks).sum(axis=1) / len(self.seeds)
+        real, synthetic = self.trainer.counts(Training(*setting, self.seeds[0]))
+        images = {"images": real + synthetic, "real_images": real, "synthetic_images": synthetic}
+        steps = self.steps * (2 if setting.regime == "pretrained" else 1)
+        return Record(
+            "utility",
+            metric,
+            float(estimates[0]),
+            len(self.test.value) if rows is None else len(rows),
+            synthetic,
+            source=Source("classifier", "", f"{self.trainer.image_size} pixels"),
+            interval=interval(estimates),
+            warning=self._warning(setting, fields, rows),
+            details=setting._asdict()
+            | self.facts
+            | images
+            | {"steps": steps, "values": each[0].tolist()},
+            **about,
+        )
+
+    def _warning(
+        self, setting: Setting, fields: list[int], rows: Int[np.ndarray, " k"] | None
+    ) -> str | None:
+        reasons = []
+        for field in fields:
+            tested = self.test.rarer(field, rows)
+            trained = self.trainer.rarer(Training(*setting, self.seeds[0]), field)
+            if min(tested, trained) < FEW:
+                reasons.append(
+                    f"{FINDINGS[field]}: the rarer class has {trained} training and {tested} test "
+                    "images"
+                )
+        if len(self.seeds) < MIN_SEEDS:
+            reasons.append(f"only {len(self.seeds)} trainings of each kind")
+        return "; ".join(reasons) or None
+
+
+def _picks(seeds: int, draws: int, seed: int) -> Int[np.ndarray, "draws seeds"]:
+    """How often each training is in each bootstrap draw; the first row is 1."""
+    generator = np.random.default_rng((seed, seeds))
+    drawn = generator.multinomial(seeds, np.full(seeds, 1.0 / seeds), size=draws)
+    return np.concatenate([np.ones((1, seeds), dtype=np.int64), drawn])

@@ -1,0 +1,259 @@
+"""The headline: a line an axis, with its key number and what real images reach."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from cxr_lightning.report.read import OVERALL, Evaluation, Measurement
+from cxr_lightning.report.verdicts import (
+    REGIMES,
+    TOO_CLOSE,
+    Verdict,
+    compare,
+    fraction_label,
+    gain,
+    regime_of,
+)
+from cxr_lightning.report.words import (
+    AXES,
+    METRICS,
+    SPACE,
+    label,
+    metric_title,
+    number,
+    percent,
+    range_text,
+    value_text,
+)
+
+GAINS = {
+    "helps": "helps a classifier",
+    "harms": "harms a classifier",
+    "no measurable effect": "no measurable gain for a classifier",
+}
+
+
+@dataclass(frozen=True)
+class AxisLine:
+    """What the headline says of an axis.
+
+    Attributes:
+        axis: Its name.
+        verdict: The comparison in words.
+        key: The key number.
+        key_note: What it is.
+        real: What real images reach.
+        real_note: What that is.
+    """
+
+    axis: str
+    verdict: Verdict
+    key: str = ""
+    key_note: str = ""
+    real: str = ""
+    real_note: str = ""
+
+
+def headline(
+    evaluation: Evaluation, overall: str, source: tuple[str, str] | None
+) -> list[AxisLine]:
+    """A line for each axis.
+
+    Args:
+        evaluation: The evaluation.
+        overall: Condition of the records over all images.
+        source: Extractor of the Fréchet distance.
+    """
+    lines: dict[str, Callable[[], AxisLine | None]] = {
+        "fidelity": lambda: _fidelity(evaluation, overall, source),
+        "representation": lambda: _representation(evaluation),
+        "condition": lambda: _conditions(evaluation),
+        "utility": lambda: _utility(evaluation),
+        "privacy": lambda: _privacy(evaluation),
+    }
+    return [line() or _any(evaluation, axis) for axis, line in lines.items()]
+
+
+def _fidelity(
+    evaluation: Evaluation, overall: str, source: tuple[str, str] | None
+) -> AxisLine | None:
+    record = evaluation.find("fid", overall, source=source)
+    if record is None:
+        return None
+    at_n = f" at n = {record.floor_n}" if record.floor_n else ""
+    note = f"FID{at_n}, features of {record.extractor}"
+    if record.value_at_floor_n is not None:
+        note += f"; {number(record.value)} with all images"
+    return _line("fidelity", record, _distance_words(record), note)
+
+
+def _distance_words(record: Measurement) -> Verdict:
+    ratio = record.ratio
+    if ratio is None:
+        return Verdict("none", "no comparison: too few real images for a floor")
+    if ratio < TOO_CLOSE:
+        return Verdict("worse", "much closer than real images to each other, as copies are")
+    if record.passed or (record.passed is None and ratio < 1.05):
+        return Verdict("ok", "as close as real images are to each other")
+    return Verdict("worse", f"{number(ratio)}{SPACE}× as far as real images are from each other")
+
+
+def _representation(evaluation: Evaluation) -> AxisLine | None:
+    scores = list(evaluation.select("rrs"))
+    if not scores:
+        return None
+    count = sum(record.n_synthetic or 0 for record in scores)
+    note = "RRS" + (f", {len(scores)} conditions" if len(scores) > 1 else "")
+    note += f", {count} reconstructions" if count else ""
+    others = [r.value for r in evaluation.select("rrs_ceil_same") if r.value is not None]
+    return AxisLine(
+        "Representation",
+        _ratio_words([*evaluation.select("nrrs")]),
+        _range([r.value for r in scores if r.value is not None]),
+        note,
+        _range(others) if others else "",
+        "another patient of the same condition" if others else "",
+    )
+
+
+def _ratio_words(ratios: Sequence[Measurement]) -> Verdict:
+    values = [r.value for r in ratios if r.value is not None]
+    if not values:
+        return Verdict("none", "no comparison: no other patient of the same condition")
+    shares = percent(round(min(values), 2))
+    if len({percent(round(v, 2)) for v in values}) > 1:
+        shares = f"{shares.removesuffix(SPACE + '%')} to {percent(round(max(values), 2))}"
+    text = f"{shares} of the distance to another patient"
+    near = all((r.ci_high if r.ci_high is not None else r.value or 0.0) < 1 for r in ratios)
+    return Verdict("ok", text) if near else Verdict("worse", f"{text}: no closer in some condition")
+
+
+def _conditions(evaluation: Evaluation) -> AxisLine | None:
+    for metric in ("auroc", "presence", "accuracy"):
+        records = list(evaluation.select(metric))
+        parts = [r for r in records if r.condition != OVERALL] or records
+        if parts:
+            break
+    else:
+        return None
+    values = [r.value for r in parts if r.value is not None]
+    floors = [r.real_floor for r in parts if r.real_floor is not None]
+    title = metric_title(metric).split("(")[-1].rstrip(")")
+    of = f", mean of {len(parts)} findings" if len(parts) > 1 else f", {label(parts[0].condition)}"
+    return AxisLine(
+        "Conditions",
+        _finding_words(parts),
+        number(sum(values) / len(values)),
+        title + of,
+        number(sum(floors) / len(floors)) if floors else "",
+        "held-out real images" if floors else "",
+    )
+
+
+def _finding_words(records: Sequence[Measurement]) -> Verdict:
+    judged = [r for r in records if r.passed is not None]
+    failed = [r for r in judged if not r.passed]
+    if not judged:
+        return Verdict("none", "no comparison: too few real images with these findings")
+    if not failed:
+        return Verdict("ok", "findings recognised as in real images")
+    names = ", ".join(label(r.condition) for r in failed[:3]) + (" …" if len(failed) > 3 else "")
+    count = f"{len(failed)} of {len(judged)} findings"
+    return Verdict("worse", f"{count} less recognisable than in real images: {names}")
+
+
+def _utility(evaluation: Evaluation) -> AxisLine | None:
+    gains = [r for r in evaluation.select("utility_gain") if r.condition == OVERALL]
+    if not gains:
+        return None
+    best = max(gains, key=lambda r: r.value or 0.0)
+    regime = REGIMES.get(regime_of(best), regime_of(best))
+    setting = ", ".join(filter(None, [regime, fraction_label(best)]))
+    base = _base(evaluation, best)
+    verdict = gain(best) or Verdict("none", "no interval")
+    return AxisLine(
+        "Utility",
+        Verdict(verdict.symbol, f"{GAINS.get(verdict.text, verdict.text)}: {setting}"),
+        ("+" if (best.value or 0.0) > 0 else "") + number(best.value),
+        f"AUROC gained, best of {len(gains)} settings" if len(gains) > 1 else "AUROC gained",
+        number(base.value) if base else "",
+        "AUROC with the same real images alone" if base else "",
+    )
+
+
+def _base(evaluation: Evaluation, best: Measurement) -> Measurement | None:
+    """The classifier that a gain is measured from."""
+    for record in evaluation.select("utility_auroc"):
+        details = record.details
+        same = details.get("fraction") == best.details.get("fraction")
+        if same and regime_of(record) == "real" and record.condition == best.condition:
+            return record
+    return None
+
+
+def _privacy(evaluation: Evaluation) -> AxisLine | None:
+    rates = list(evaluation.select("copy_rate", "copy_rate_relative"))
+    if not rates:
+        return None
+
+    def excess(record: Measurement) -> float:
+        return (record.value or 0.0) - (record.real_floor or 0.0)
+
+    worst = max(rates, key=lambda r: (r.passed is False, excess(r)))
+    allowed = worst.details.get("false_positive_rate", worst.real_floor)
+    allowed = float(allowed) if isinstance(allowed, int | float) else None
+    patients = list(evaluation.select("copied_patients"))
+    spaces = len({r.source for r in rates})
+    note = "of the images flagged as copies" + (f", worst of {spaces} spaces" if spaces > 1 else "")
+    if patients:
+        note += f"; {max(r.value or 0.0 for r in patients):,.0f} training patients in flagged pairs"
+    return AxisLine(
+        "Privacy",
+        _copy_words(worst, allowed),
+        percent(worst.value or 0.0),
+        note,
+        percent(allowed) if allowed is not None else "",
+        "of real images of other patients" if allowed is not None else "",
+    )
+
+
+def _copy_words(worst: Measurement, allowed: float | None) -> Verdict:
+    beyond = f" beyond {percent(allowed)} false positives" if allowed is not None else ""
+    if worst.passed is None:
+        return Verdict("none", "no comparison: too few held-out patients")
+    if worst.passed:
+        return Verdict("ok", f"no sign of copying{beyond}")
+    return Verdict("worse", f"copies of training images{beyond}")
+
+
+def _any(evaluation: Evaluation, axis: str) -> AxisLine:
+    """A line for an axis without its key metric: another number of it, or why there is none."""
+    asked = evaluation.look_up("axes")
+    if isinstance(asked, list) and axis not in asked:
+        return AxisLine(AXES[axis], Verdict("none", "not measured: not asked for"))
+    for record in evaluation.records:
+        known = record.axis == axis and record.metric in METRICS and record.value is not None
+        if known and record.subgroup == OVERALL:
+            words = compare(record) or Verdict("none", "see the section for more")
+            title = f"{metric_title(record.metric)}, {label(record.condition)}"
+            return _line(axis, record, words, title)
+    reasons = [s.get("reason") for s in evaluation.metrics["skipped"] if s.get("axis") == axis]
+    reason = f"not measured: {reasons[0]}" if reasons else "not measured"
+    return AxisLine(AXES[axis], Verdict("none", reason))
+
+
+def _line(axis: str, record: Measurement, verdict: Verdict, note: str) -> AxisLine:
+    spread = range_text(record.floor_low, record.floor_high)
+    real_note = "real against real, other patients" if axis == "fidelity" else "real images"
+    return AxisLine(
+        AXES[axis],
+        verdict,
+        value_text(record, record.compared),
+        note,
+        value_text(record, record.real_floor) if record.real_floor is not None else "",
+        (f"{spread}; " if spread else "") + real_note if record.real_floor is not None else "",
+    )
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = number(min(values)), number(max(values))
+    return low if low == high else f"{low} – {high}"

@@ -1,0 +1,77 @@
+"""Comparisons with real images in words."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from cxr_lightning.report.read import Measurement
+from cxr_lightning.report.words import METRICS, SPACE, number, percent
+
+Symbol = Literal["ok", "worse", "none"]
+
+TOO_CLOSE = 0.5
+"""Share of the floor below which a Fréchet distance looks like copies."""
+
+REGIMES = {
+    "real": "real images alone",
+    "synthetic": "synthetic images alone",
+    "mixed": "real and synthetic mixed",
+    "augmented": "real, synthetic added",
+    "pretrained": "synthetic first, then real",
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A comparison: a symbol, which never stands without the words."""
+
+    symbol: Symbol
+    text: str
+
+
+def compare(record: Measurement) -> Verdict | None:
+    """A record against its floor; None where there is nothing to compare with."""
+    if record.metric == "utility_gain":
+        return gain(record)
+    if record.passed is None:
+        return None
+    ratio = record.ratio if _is_distance(record) else None
+    if record.passed:
+        close = record.metric.startswith("fid") and ratio is not None and ratio < TOO_CLOSE
+        return Verdict("worse", "suspiciously close") if close else Verdict("ok", "as real")
+    if ratio is not None and ratio >= 1.05:
+        return Verdict("worse", f"{number(ratio)}{SPACE}×{SPACE}real")
+    below = (record.compared or 0.0) < (record.real_floor or 0.0)
+    return Verdict("worse", "below real" if below else "above real")
+
+
+def _is_distance(record: Measurement) -> bool:
+    return record.metric in METRICS and METRICS[record.metric].kind == "distance"
+
+
+def gain(record: Measurement) -> Verdict | None:
+    """Whether synthetic images help a classifier; None without an interval."""
+    if record.interval is None:
+        return None
+    low, high = record.interval
+    if low > 0:
+        return Verdict("ok", "helps")
+    return Verdict("worse", "harms") if high < 0 else Verdict("none", "no measurable effect")
+
+
+def fraction_label(record: Measurement) -> str:
+    """The share of real patients of a utility record."""
+    fraction = record.details.get("fraction")
+    if not isinstance(fraction, int | float) or not fraction:
+        return ""
+    return f"{percent(float(fraction))} of the real patients"
+
+
+def regime_of(record: Measurement) -> str:
+    """What the classifier of a utility record was trained on."""
+    return str(record.details.get("regime", "–"))
+
+
+def regime_label(record: Measurement) -> str:
+    """The regime of a utility record in words."""
+    text = REGIMES.get(regime_of(record), regime_of(record))
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,190 @@
+"""Verdicts in words, of a record and of an axis."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from evaluation_writer import full_metrics, minimal_metrics
+
+from cxr_lightning.evaluation.records import Floor, Record, Skipped
+from cxr_lightning.report.headline import AxisLine, headline
+from cxr_lightning.report.read import Evaluation, Measurement
+from cxr_lightning.report.verdicts import compare
+
+FID = Record(
+    "fidelity",
+    "fid",
+    100.0,
+    90,
+    80,
+    interval=(90.0, 110.0),
+    floor=Floor(50.0, 45.0, 55.0, n=40, at_n=170.0),
+    better="lower",
+)
+
+
+def lines(records: list[Record], **parts: Any) -> dict[str, AxisLine]:
+    content = minimal_metrics(axes=None, records=[r.as_json() for r in records], **parts)
+    read = [Measurement.from_json(r) for r in content["records"]]
+    evaluation = Evaluation("evaluation", content, read, {}, {})
+    return {line.axis: line for line in headline(evaluation, "all", None)}
+
+
+def plain(text: str) -> str:
+    return text.replace("\u00a0", " ")
+
+
+def test_fidelity_far_from_real() -> None:
+    line = lines([FID])["Fidelity"]
+    assert plain(line.verdict.text) == "3.40 × as far as real images are from each other"
+    assert line.verdict.symbol == "worse"
+    assert line.key == "170.0"
+    assert "FID at n = 40" in line.key_note
+    assert "100.0 with all images" in line.key_note
+    assert line.real == "50.00"
+    assert line.real_note.startswith("45.00 to 55.00")
+
+
+@pytest.mark.parametrize(
+    ("at_n", "symbol", "words"),
+    [
+        (52.0, "ok", "as close as real images are to each other"),
+        (20.0, "worse", "much closer than real images"),
+    ],
+)
+def test_fidelity_near_real(at_n: float, symbol: str, words: str) -> None:
+    line = lines([replace(FID, floor=Floor(50.0, 45.0, 55.0, 40, at_n))])["Fidelity"]
+    assert line.verdict.symbol == symbol
+    assert words in line.verdict.text
+
+
+def test_fidelity_without_a_floor() -> None:
+    line = lines([replace(FID, floor=None)])["Fidelity"]
+    assert line.verdict.symbol == "none"
+    assert "too few real images" in line.verdict.text
+    assert (line.key, line.real) == ("100.0", "")
+
+
+def test_representation_between_reconstruction_and_other_patients() -> None:
+    def record(metric: str, value: float, condition: str) -> Record:
+        ends = (0.9 * value, 1.1 * value)
+        return Record("representation", metric, value, 9, 9, condition=condition, interval=ends)
+
+    near = [record("rrs", 0.03, "a"), record("rrs", 0.04, "b"), record("nrrs", 0.1, "a")]
+    near += [record("nrrs", 0.2, "b"), record("rrs_ceil_same", 0.3, "a")]
+    line = lines(near)["Representation"]
+    assert plain(line.verdict.text) == "10 to 20 % of the distance to another patient"
+    assert (line.verdict.symbol, line.key, line.real) == ("ok", "0.0300 – 0.0400", "0.300")
+    far = lines([record("rrs", 0.3, "a"), record("nrrs", 0.95, "a")])["Representation"]
+    assert far.verdict.symbol == "worse"
+    assert lines([record("rrs", 0.3, "a")])["Representation"].verdict.symbol == "none"
+
+
+def finding(name: str, value: float) -> Record:
+    floor = Floor(0.8, 0.78, 0.82)
+    interval = (value - 0.01, value + 0.01)
+    return Record(
+        "condition", "auroc", value, 9, 9, condition=name, interval=interval, floor=floor,
+        better="higher",
+    )  # fmt: skip
+
+
+def test_conditions_count_what_is_not_recognised() -> None:
+    line = lines([finding("edema", 0.6), finding("pneumonia", 0.9)])["Conditions"]
+    assert line.verdict.text == ("1 of 2 findings less recognisable than in real images: Edema")
+    assert (line.key, line.real, line.key_note) == ("0.750", "0.800", "AUROC, mean of 2 findings")
+    assert lines([finding("edema", 0.9)])["Conditions"].verdict.symbol == "ok"
+
+
+def test_utility_says_that_the_best_of_several_was_chosen() -> None:
+    def record(metric: str, regime: str, value: float) -> Record:
+        details = {"regime": regime, "fraction": 0.1}
+        ends = (value - 0.01, value + 0.01)
+        return Record("utility", metric, value, 9, 9, interval=ends, details=details)
+
+    records = [record("utility_gain", "mixed", -0.05), record("utility_gain", "pretrained", 0.03)]
+    line = lines([*records, record("utility_auroc", "real", 0.7)])["Utility"]
+    words = "helps a classifier: synthetic first, then real, 10 % of the real patients"
+    assert plain(line.verdict.text) == words
+    assert (line.key, line.real) == ("+0.0300", "0.700")
+    assert "best of 2 settings" in line.key_note
+    harm = lines(records[:1])["Utility"]
+    assert harm.verdict.symbol == "worse"
+    assert harm.key_note == "AUROC gained"
+    none = lines([record("utility_gain", "mixed", 0.002)])["Utility"]
+    assert "no measurable gain" in none.verdict.text
+
+
+def copies(rate: float, low: float) -> Record:
+    return Record(
+        "privacy", "copy_rate", rate, 9, 9, interval=(low, rate + 0.01),
+        floor=Floor(0.01, 0.01, 0.01), better="lower", details={"false_positive_rate": 0.01},
+    )  # fmt: skip
+
+
+def test_privacy_takes_the_worst_space() -> None:
+    line = lines([copies(0.012, 0.004)])["Privacy"]
+    assert plain(line.verdict.text) == "no sign of copying beyond 1 % false positives"
+    assert plain(line.key) == "1.2 %"
+    patients = Record("privacy", "copied_patients", 7.0, 9, 9)
+    worst = lines([copies(0.012, 0.004), copies(0.1, 0.05), patients])["Privacy"]
+    assert plain(worst.verdict.text) == "copies of training images beyond 1 % false positives"
+    assert plain(worst.key) == "10 %"
+    assert "7 training patients" in worst.key_note
+
+
+def test_axes_without_numbers_say_why() -> None:
+    skipped = [asdict(Skipped("utility", "all", "all", "too few training patients"))]
+    found = lines([FID], skipped=skipped)
+    assert found["Utility"].verdict.text == "not measured: too few training patients"
+    assert found["Privacy"].verdict.text == "not measured"
+    asked = minimal_metrics()
+    records = [Measurement.from_json(r) for r in asked["records"]]
+    evaluation = Evaluation("e", asked, records, {}, {})
+    privacy = headline(evaluation, "pneumonia", None)[-1]
+    assert privacy.verdict.text == "not measured: not asked for"
+
+
+def test_axes_without_their_key_number_show_another() -> None:
+    other = Record(
+        "privacy", "authenticity", 0.5, 9, 9, floor=Floor(0.9, 0.8, 1.0), better="higher"
+    )
+    line = lines([other])["Privacy"]
+    assert line.verdict.text == "below real"
+    assert line.key == "0.500"
+    assert line.key_note.startswith("Authenticity")
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "better", "text"),
+    [
+        ("kid", 3.0, "lower", "above real"),
+        ("fid", 3.0, "lower", "3.00 × real"),
+        ("fid", 0.99, "lower", "as real"),
+        ("fid", 0.3, "lower", "suspiciously close"),
+        ("recall", 0.3, "higher", "below real"),
+        ("embedding_diversity", 0.3, "equal", "below real"),
+        ("embedding_diversity", 1.9, "equal", "1.90 × real"),
+    ],
+)
+def test_records_in_words(metric: str, value: float, better: Any, text: str) -> None:
+    floor = Floor(1.0, 0.95, 1.05)
+    record = Record("fidelity", metric, value, 9, 9, floor=floor, better=better)
+    verdict = compare(Measurement.from_json(record.as_json()))
+    assert verdict is not None
+    assert plain(verdict.text) == text
+
+
+def test_nothing_to_compare() -> None:
+    assert compare(Measurement("privacy", "nearest_train", 0.3)) is None
+
+
+def test_full_evaluation_has_a_verdict_on_every_axis(tmp_path: Path) -> None:
+    content = full_metrics()
+    records = [Measurement.from_json(r) for r in content["records"]]
+    found = headline(Evaluation("e", content, records, {}, {}), "all", None)
+    assert [line.axis for line in found] == [
+        "Fidelity", "Representation", "Conditions", "Utility", "Privacy"
+    ]  # fmt: skip
+    assert all(line.key and line.real for line in found)
