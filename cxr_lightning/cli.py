@@ -18,7 +18,7 @@ COMMANDS = {
     "prepare": "read a data set (or make a phantom one) into the prepared format; --describe one",
     "generate": "make a synthetic data set from a generator product",
     "evaluate": "measure a synthetic data set against a real one",
-    "report": "turn evaluations into one HTML page and Markdown",
+    "report": "turn evaluations into one HTML page, Markdown and JSON",
     "benchmark": "images a second of a stage's training step (arguments of fit), or of --data",
 }
 

@@ -22,8 +22,10 @@ from cxr_lightning.evaluation.condition import condition
 from cxr_lightning.evaluation.features import FeatureCache
 from cxr_lightning.evaluation.fidelity import fidelity
 from cxr_lightning.evaluation.inputs import EvaluationInputs, RealSplit, Settings
+from cxr_lightning.evaluation.judge import open_classifier
 from cxr_lightning.evaluation.privacy import privacy
 from cxr_lightning.evaluation.records import AxisResult, Source
+from cxr_lightning.evaluation.reidentification import load_reidentification
 from cxr_lightning.evaluation.representation import representation
 from cxr_lightning.evaluation.synthetic import SyntheticSet, read_synthetic
 from cxr_lightning.evaluation.utility import utility
@@ -128,7 +130,7 @@ def evaluate(
     chosen_axes = _check_axes(axes or list(AXES))
     _check_settings(settings)
     _check_places(real, synthetic, out)
-    _check_files(classifier=classifier, reidentification=reidentification)
+    _check_networks(classifier, reidentification)
     prepared = _open_real(real)
     identities = _check_products(encoder, generator)
     loaded = _load_generator(generator, prepared.size) if generator else None
@@ -229,10 +231,15 @@ def _check_places(real: Path, synthetic: Path, out: Path) -> None:
             )
 
 
-def _check_files(**files: Path | None) -> None:
-    for name, file in files.items():
+def _check_networks(classifier: Path | None, reidentification: Path | None) -> None:
+    """Opens the networks of the user once, so that a wrong file is told before work starts."""
+    for name, file in (("classifier", classifier), ("reidentification", reidentification)):
         if file is not None and not file.exists():
             raise UserError(f"{name}: there is no {file}; give a file or folder that is there.")
+    if classifier is not None:
+        open_classifier(classifier)
+    if reidentification is not None:
+        load_reidentification(reidentification, torch.device("cpu"))
 
 
 def _open_real(real: Path) -> PreparedDataset:
@@ -398,8 +405,9 @@ def _write(
     _save_examples(inputs, work)
     curves = {name: curve for part in parts for name, curve in part["curves"].items()}
     pairs = [pair for part in parts for pair in part["pairs"]]
+    judges = {r["extractor_sha256"] for r in records if r["axis"] == "condition"}
     lists = {"records": records, "skipped": skipped, "curves": curves, "pairs": pairs}
-    work.finish(out, facts | lists)
+    work.finish(out, facts | {"classifier": next(iter(sorted(judges)), None)} | lists)
     failed = sum(record["passed"] is False for record in records)
     judged = sum(record["passed"] is not None for record in records)
     print(

@@ -10,6 +10,7 @@ import pandas as pd
 from jaxtyping import Bool, Float32, Float64, Int, Shaped, UInt8
 
 from cxr_lightning.data.dataset import table_condition
+from cxr_lightning.data.split import patient_fraction
 from cxr_lightning.evaluation.classification import (
     AGE,
     FINDINGS,
@@ -39,6 +40,10 @@ WEAK = 0.7
 NAMES = (*FINDINGS, "view", "sex", "age")
 """How texts call the fields."""
 
+FOLD_SEED = 0
+FOLDS = 5
+"""Parts that the patients are cut into, so that no image is judged by a threshold chosen on it."""
+
 HELD_OUT = "held-out real images of the evaluated conditions"
 
 Estimates = Float64[np.ndarray, " draws"]
@@ -53,11 +58,13 @@ class Answers:
         truth: Whether the field is 1.
         probability: What the classifier says; NaN where it has no answer.
         weights: Of the images in each bootstrap draw.
+        fold: Part that each image is in.
     """
 
     truth: Bool[np.ndarray, " n"]
     probability: Float64[np.ndarray, " n"]
     weights: Float64[np.ndarray, "draws n"]
+    fold: Int[np.ndarray, " n"]
 
     @property
     def share(self) -> float:
@@ -68,14 +75,14 @@ class Answers:
         """Area under the ROC curve."""
         return auroc(self.truth, self.probability, self.weights)
 
-    def accuracy(self, threshold: float, share: float) -> Estimates:
+    def accuracy(self, thresholds: Float64[np.ndarray, " folds"], share: float) -> Estimates:
         """Share of right answers where a stated share of the images is positive.
 
         Args:
-            threshold: What reaches it counts as positive.
+            thresholds: What reaches that of its fold counts as positive.
             share: Share of positives; that of these answers gives their plain accuracy.
         """
-        right = (self.probability >= threshold) == self.truth
+        right = (self.probability >= thresholds[self.fold]) == self.truth
         return mean_at_share(right, self.truth, share, self.weights)
 
     def brier(self, share: float) -> Estimates:
@@ -114,6 +121,13 @@ class Side:
         """Patient of each image."""
         return self.table["patient"].astype(str).to_numpy(dtype=str)
 
+    @cached_property
+    def fold(self) -> Int[np.ndarray, " n"]:
+        """One of the `FOLDS` for each patient."""
+        names, patient = np.unique(self.patients, return_inverse=True)
+        fold = [int(FOLDS * patient_fraction(name, FOLD_SEED)) for name in names]
+        return np.array(fold)[patient]
+
     def answers(self, field: int, rows: Int[np.ndarray, " k"] | None = None) -> Answers:
         """The answers for a field, of all images or of some."""
         chosen = np.flatnonzero(self.known[:, field])
@@ -123,6 +137,7 @@ class Side:
             self.value[chosen, field] == 1.0,
             self.probability[chosen, field].astype(np.float64),
             self.weights[:, chosen],
+            self.fold[chosen],
         )
 
     def classes(
@@ -176,8 +191,10 @@ class Comparison:
         source: The classifier.
 
     Attributes:
-        thresholds: Of each field that the classifier answers and that has both classes among the
-            real images: the one with the largest Youden's J there.
+        thresholds: One a fold, of each field that the classifier answers and that has both classes
+            among the real images: the one with the largest Youden's J in the other folds of these.
+            A synthetic image is judged by that of its fold too, so that both sides are treated
+            alike; one threshold of all real images would flatter them.
         reached: AUROC of these fields on the real images.
     """
 
@@ -185,12 +202,12 @@ class Comparison:
         self.real = real
         self.synthetic = synthetic
         self.source = source
-        self.thresholds: dict[int, float] = {}
+        self.thresholds: dict[int, Float64[np.ndarray, " folds"]] = {}
         self.reached: dict[int, float] = {}
         for field in real.enough(range(AGE)):
             answers = real.answers(field)
             if not np.isnan(answers.probability).any():
-                self.thresholds[field] = youden_threshold(answers.truth, answers.probability)
+                self.thresholds[field] = _thresholds(answers)
                 self.reached[field] = float(answers.auroc()[0])
 
     def record(
@@ -259,6 +276,17 @@ class Comparison:
             for field in fields
             if self.reached[field] < WEAK
         ]
+
+
+def _thresholds(answers: Answers) -> Float64[np.ndarray, " folds"]:
+    """The best threshold for each fold, from all others; from all where these lack a class."""
+    found = []
+    for fold in range(FOLDS):
+        chosen = answers.fold != fold
+        if len(np.unique(answers.truth[chosen])) < 2:
+            chosen = np.ones_like(chosen)
+        found.append(youden_threshold(answers.truth[chosen], answers.probability[chosen]))
+    return np.array(found)
 
 
 def compare(inputs: EvaluationInputs, judge: Judge, held_out: Int[np.ndarray, " k"]) -> Comparison:

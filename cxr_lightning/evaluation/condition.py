@@ -117,9 +117,9 @@ def _finding(comparison: Comparison, field: int, seed: int) -> Iterator[Record]:
     yield record("auroc", synthetic.auroc(), real.auroc(), "higher", details=positives)
     share = synthetic.share
     at_share = partial(record, meaning=f"{HELD_OUT}, weighted to {share:.1%} positives as here")
-    threshold = comparison.thresholds[field]
-    right = synthetic.accuracy(threshold, share), real.accuracy(threshold, share)
-    yield at_share("accuracy", *right, "higher", details={"threshold": threshold})
+    thresholds = comparison.thresholds[field]
+    right = synthetic.accuracy(thresholds, share), real.accuracy(thresholds, share)
+    yield at_share("accuracy", *right, "higher", details={"thresholds": thresholds.tolist()})
     yield at_share("brier", synthetic.brier(share), real.brier(share), "lower")
     plain = record("calibration_error", synthetic.calibration_error(), None, "lower")
     yield _with_floor(plain, real, synthetic, seed)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Int
+from jaxtyping import Bool, Float64, Int
 
 from cxr_lightning.data.vocabulary import HealthCondition
 from cxr_lightning.evaluation.classification import AGE, FINDINGS, MIN_PER_CLASS
@@ -30,7 +30,7 @@ def presence(
 ) -> None:
     """Adds the shares of images that show all, one alone, or none of the requested findings.
 
-    An image shows a finding where the classifier's answer reaches its threshold.
+    An image shows a finding where the classifier's answer reaches the threshold of its fold.
 
     Args:
         comparison: Both sides.
@@ -52,7 +52,7 @@ def presence(
         result.skip("condition", "presence", "no synthetic image was made for it", condition.name)
         return
     there, here = (
-        _outcomes(side.probability[rows], fields, comparison.thresholds)
+        _outcomes(side, rows, fields, comparison.thresholds)
         for side, rows in ((comparison.real, real), (comparison.synthetic, synthetic))
     )
     patients = (
@@ -78,10 +78,14 @@ def presence(
 
 
 def _outcomes(
-    probability: Float32[np.ndarray, "n 17"], fields: list[int], thresholds: dict[int, float]
+    side: Side,
+    rows: Int[np.ndarray, " n"],
+    fields: list[int],
+    thresholds: dict[int, Float64[np.ndarray, " folds"]],
 ) -> dict[str, Bool[np.ndarray, " n"]]:
     """Which images have which outcome; the joint ones exclude each other and leave nothing out."""
-    shown = np.stack([probability[:, field] >= thresholds[field] for field in fields], axis=1)
+    fold, probability = side.fold[rows], side.probability[rows]
+    shown = np.stack([probability[:, f] >= thresholds[f][fold] for f in fields], axis=1)
     count = shown.sum(axis=1)
     outcomes = {"presence": count == len(fields)}
     if len(fields) > 1:
@@ -102,17 +106,17 @@ def agreement(comparison: Comparison) -> Iterator[Record]:
         there, here = real.answers(field), synthetic.answers(field)
         if field not in comparison.thresholds or not len(here.truth):
             continue
-        threshold = comparison.thresholds[field]
+        thresholds = comparison.thresholds[field]
         yield comparison.record(
             metric,
-            here.accuracy(threshold, here.share),
-            there.accuracy(threshold, here.share),
+            here.accuracy(thresholds, here.share),
+            there.accuracy(thresholds, here.share),
             "higher",
             (len(there.truth), len(here.truth)),
             patients=(real.rarer_patients([field]), len(np.unique(synthetic.patients))),
             meaning=f"held-out real images, weighted to {here.share:.1%} {name} as here",
             warning="; ".join(comparison.weak([field])) or None,
-            details={"threshold": threshold},
+            details={"thresholds": thresholds.tolist()},
         )
     if len(_age_errors(real)[0]) and len(_age_errors(synthetic)[0]):
         yield from _age(comparison)

@@ -192,6 +192,7 @@ def _base(evaluation: Evaluation, best: Measurement) -> Measurement | None:
 
 def _privacy(evaluation: Evaluation) -> AxisLine | None:
     rates = list(evaluation.select("copy_rate", "copy_rate_relative"))
+    rates = [r for r in rates if r.condition == OVERALL] or rates
     if not rates:
         return None
 

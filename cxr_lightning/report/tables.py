@@ -70,6 +70,9 @@ class Group:
     rows: list[Row] = field(default_factory=list)
 
 
+NO_FLOOR = ("utility_gain",)
+"""Metrics whose floor is a fixed zero, which the plot shows."""
+
 Scale = tuple[float, float]
 Scales = dict[tuple[str, tuple[str, str]], Scale]
 
@@ -165,19 +168,21 @@ def _group(
 
 
 def _build_line(name: str, record: Measurement, scale: Scale) -> Line:
+    is_count = METRICS[record.metric].kind == "count"
+    has_floor = record.real_floor is not None and record.metric not in NO_FLOOR
     at_n = ""
     if record.value_at_floor_n is not None and record.value_at_floor_n != record.value:
         at_n = number(record.value_at_floor_n)
     return Line(
         evaluation=name,
         record=record,
-        marks=None if METRICS[record.metric].kind == "count" else _marks(record, scale),
+        marks=None if is_count and record.real_floor is None else _marks(record, scale),
         verdict=compare(record),
         value=value_text(record, record.value),
         interval=range_text(record.ci_low, record.ci_high),
         at_n=at_n,
-        real=value_text(record, record.real_floor) if record.real_floor is not None else "",
-        real_range=range_text(record.floor_low, record.floor_high),
+        real=value_text(record, record.real_floor) if has_floor else "",
+        real_range=range_text(record.floor_low, record.floor_high) if has_floor else "",
         images=_images(record),
     )
 

@@ -14,8 +14,8 @@ TOO_CLOSE = 0.5
 REGIMES = {
     "real": "real images alone",
     "synthetic": "synthetic images alone",
-    "mixed": "real and synthetic mixed",
-    "augmented": "real, synthetic added",
+    "mixed": "half of the real images replaced",
+    "augmented": "synthetic images added",
     "pretrained": "synthetic first, then real",
 }
 

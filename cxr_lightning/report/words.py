@@ -107,15 +107,15 @@ _UTILITY = {
     ),
 }
 _PRIVACY = {
-    "nearest_train": ("Distance to the nearest training image", "mean", "distance"),
+    "nearest_train": ("Distance to the nearest training image", "median", "distance"),
     "nearest_held_out": (
         "Distance to the nearest held-out image",
-        "mean, with as many held-out as training images",
+        "median; fewer held-out than training images make it larger",
         "distance",
     ),
     "closer_to_train": (
         "Closer to training than to held-out images",
-        "share of the synthetic images; about a half without copying",
+        "share at equal numbers of both; a half without copying",
         "share",
     ),
     "authenticity": (
@@ -123,14 +123,18 @@ _PRIVACY = {
         "share farther from the nearest training image than that one is from its own neighbour",
         "share",
     ),
-    "data_copying": ("Data copying (C_T)", "below 0 = closer to training images", "signed"),
+    "data_copying": (
+        "Data copying (C_T)",
+        "below 0 = nearer to training images than held-out ones are; blur does it too",
+        "signed",
+    ),
     "copy_rate": ("Copies", "share flagged at a fixed rate of false positives", "distance"),
     "copy_rate_relative": (
         "Copies, by relative distance",
         "the same with distances relative to held-out images",
         "distance",
     ),
-    "copied_images": ("Flagged synthetic images", "number", "count"),
+    "copied_images": ("Training images with a flagged copy", "number", "count"),
     "copied_patients": ("Training patients with a flagged copy", "number", "count"),
     "reid_score": ("Re-identification score", "highest of each image, mean", "share"),
     "reid_rate": ("Re-identified", "share of images above the threshold", "distance"),

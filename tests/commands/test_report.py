@@ -22,13 +22,11 @@ def test_three_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     report(minimal(tmp_path / "evaluation"), out)
     names = ["report.html", "report.json", "report.md"]
     assert sorted(path.name for path in out.parent.iterdir()) == names
-    assert all(str(out.with_suffix(s)) in capsys.readouterr().out for s in [".html"])
+    printed = capsys.readouterr().out
+    assert all(str(out.with_name(name)) in printed for name in names)
     merged = json.loads(out.with_suffix(".json").read_text())
-    assert merged == {"evaluations": {"evaluation": minimal_metrics() | _absent()}}
-
-
-def _absent() -> dict[str, Any]:
-    return {"curves": {}, "generator_card": {}, "pairs": []}
+    absent: dict[str, Any] = {"curves": {}, "generator_card": {}, "pairs": []}
+    assert merged == {"evaluations": {"evaluation": minimal_metrics() | absent}}
 
 
 def test_again_replaces_the_report(tmp_path: Path) -> None:

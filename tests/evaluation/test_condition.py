@@ -17,6 +17,7 @@ from blobs import (
     blank_table,
     draw,
     make_inputs,
+    real_table,
     requested_names,
     requested_table,
     synthetic_set,
@@ -26,11 +27,13 @@ from torch import Tensor, nn
 from torchmetrics.functional.classification import binary_calibration_error
 
 from cxr_lightning.data.dataset import table_condition
+from cxr_lightning.data.split import patient_fraction
 from cxr_lightning.evaluation.classification import POLICY, predict
+from cxr_lightning.evaluation.comparison import Comparison, Side
 from cxr_lightning.evaluation.condition import condition
 from cxr_lightning.evaluation.inputs import EvaluationInputs
 from cxr_lightning.evaluation.judge import choose_judge
-from cxr_lightning.evaluation.records import OVERALL, AxisResult, Record
+from cxr_lightning.evaluation.records import OVERALL, PIXELS, AxisResult, Record
 from cxr_lightning.evaluation.synthetic import SyntheticSet
 
 JUDGED = ("no_finding", "pneumonia", "pleural_effusion")
@@ -160,14 +163,32 @@ def test_values_equal_scikit_learn_and_torchmetrics(faithful) -> None:  # type: 
         expected = brier_score_loss(there, p_there, sample_weight=weights)
         assert record.floor.value == pytest.approx(expected)
         record = _find(result, "accuracy", name)
-        threshold = record.details["threshold"]
-        assert record.value == pytest.approx(((p_here >= threshold) == here).mean())
+        thresholds = np.array(record.details["thresholds"])
+        fold = [
+            int(5 * patient_fraction(p, 0))
+            for p in drawn.table["patient"][sides[1][0].known[:, field].numpy()]
+        ]
+        assert record.value == pytest.approx(((p_here >= thresholds[fold]) == here).mean())
         record = _find(result, "calibration_error", name)
         ece = binary_calibration_error(
             torch.from_numpy(p_here), torch.from_numpy(here).int(), n_bins=15
         )
         assert record.value == pytest.approx(ece.item(), abs=1e-6)
     assert _find(result, "auroc").value == pytest.approx(np.mean(aurocs))
+
+
+def test_no_image_is_judged_by_a_threshold_chosen_on_it() -> None:
+    """Answers at random are right half of the time; by the best threshold of all, .57."""
+    accuracies = []
+    for seed in range(40):
+        table = real_table(60, "valid", seed)
+        value, known, _ = (part.numpy() for part in table_condition(table, POLICY))
+        answers = np.random.default_rng(seed).random((60, 17)).astype(np.float32)
+        side = Side(value, known, answers, np.ones((1, 60)), table)
+        assert all(len({*side.fold[side.patients == name]}) == 1 for name in side.patients)
+        thresholds = Comparison(side, side, PIXELS).thresholds[PNEUMONIA]
+        accuracies.append(side.answers(PNEUMONIA).accuracy(thresholds, 0.5)[0])
+    assert np.mean(accuracies) == pytest.approx(0.5, abs=0.03)  # .01 a standard error
 
 
 def test_calibration_is_compared_at_equal_numbers_and_prevalence(faithful) -> None:  # type: ignore[no-untyped-def]

@@ -22,8 +22,9 @@ from cxr_lightning.data.vocabulary import parse_condition
 from cxr_lightning.errors import UserError
 from cxr_lightning.evaluation.features import FeatureCache
 from cxr_lightning.evaluation.inputs import EvaluationInputs, Settings
-from cxr_lightning.evaluation.privacy import load_reidentification, privacy
+from cxr_lightning.evaluation.privacy import privacy
 from cxr_lightning.evaluation.records import PIXELS, AxisResult, Record
+from cxr_lightning.evaluation.reidentification import load_reidentification
 from cxr_lightning.evaluation.synthetic import SyntheticSet
 from cxr_lightning.metrics.extractors import build_extractor
 from cxr_lightning.types import NOT_ANNOTATED, OBSERVATIONS

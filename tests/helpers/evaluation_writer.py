@@ -267,34 +267,27 @@ def _condition(maker: _Maker) -> None:
 
 
 def _utility(maker: _Maker) -> None:
-    better = {
-        "real": 0.0,
-        "synthetic": -0.05,
-        "mixed": 0.012,
-        "augmented": 0.02,
-        "pretrained": 0.03,
-    }
+    gains = {"real": 0.0, "synthetic": -0.05, "mixed": 0.012, "augmented": 0.02, "pretrained": 0.03}
+
+    def add(metric: str, regime: str, fraction: float, value: float, **where: Any) -> None:
+        details = {"regime": regime, "fraction": fraction, "seeds": 3, "images": 500}
+        ends = (value - 0.01, value + 0.01)
+        facts: dict[str, Any] = {"source": CLASSIFIER, "interval": ends, "details": details}
+        if metric == "utility_gain":
+            facts |= {"floor": Floor(0.0, 0.0, 0.0), "better": "higher"}
+        maker.records.append(Record("utility", metric, value, 240, 1000, **facts, **where))
+
+    add("utility_auroc", "synthetic", 0.0, 0.66)
     for fraction, base in ((0.1, 0.68), (0.5, 0.75), (1.0, 0.79)):
-        for regime, gain in better.items():
-            details = {"regime": regime, "fraction": fraction, "seeds": 3, "images": 500}
-            gain = gain * (1.3 - fraction) / maker.shift
-            where = {"source": CLASSIFIER, "details": details}
-            value = base + gain
-            records = [("utility_auroc", value, 0.012)]
+        for regime, best in gains.items():
+            gain = best * (1.3 - fraction) / maker.shift
+            if regime != "synthetic":
+                add("utility_auroc", regime, fraction, base + gain)
             if regime != "real":
-                records.append(("utility_gain", gain, 0.009))
-            for metric, number, half in records:
-                interval = (number - half, number + half)
-                maker.records.append(
-                    Record("utility", metric, number, 240, 1000, interval=interval, **where)
-                )
-                if fraction == 1.0 and metric == "utility_gain":
-                    maker.records.append(
-                        Record(
-                            "utility", metric, 0.8 * number, 60, 1000, condition="pneumonia",
-                            interval=interval, **where,
-                        )
-                    )  # fmt: skip
+                add("utility_gain", regime, fraction, gain)
+    for regime in ("real", "augmented"):
+        add("utility_auroc", regime, 1.0, 0.8, condition="pneumonia")
+        add("utility_auroc", regime, 1.0, 0.77, subgroup="view=PA")
 
 
 def _privacy(maker: _Maker) -> None:
@@ -303,7 +296,7 @@ def _privacy(maker: _Maker) -> None:
         "nearest_held_out": (0.137, None, None, ""),
         "closer_to_train": (0.52, 0.5, "lower", ""),
         "authenticity": (0.87, 0.86, "higher", ""),
-        "data_copying": (0.4, 0.2, None, ""),
+        "data_copying": (0.4, 0.0, "higher", ""),
     }
     for source in (ENCODER, PIXELS):
         for metric, entry in numbers.items():
@@ -317,7 +310,10 @@ def _privacy(maker: _Maker) -> None:
             )
         )  # fmt: skip
         for metric, count in (("copied_images", 8.0), ("copied_patients", 3.0)):
-            maker.records.append(Record("privacy", metric, count, 1400, 1000, source))
+            facts = {"floor": Floor(10.0, 2.0, 22.0), "better": "lower"}
+            maker.records.append(Record("privacy", metric, count, 1400, 1000, source, **facts))
+        by_sex = Record("privacy", "copied_patients", 2.0, 700, 1000, source, subgroup="sex=Male")
+        maker.records.append(by_sex)
 
 
 def _curves(shift: float) -> dict[str, Any]:
