@@ -1,5 +1,6 @@
 """What needs a GPU; `make gpu-check` runs it."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,10 @@ from cxr_lightning.data.datamodule import CheXpertDataModule
 from cxr_lightning.data.transforms import to_image
 from cxr_lightning.data.vocabulary import parse_condition
 from cxr_lightning.diffusion.generator import Generator
+from cxr_lightning.metrics.fid import frechet, moments
+from cxr_lightning.metrics.kid import kid
+from cxr_lightning.metrics.neighbours import nearest
+from cxr_lightning.metrics.prdc import prdc
 from cxr_lightning.stages.vae import VAE
 from cxr_lightning.types import Batch
 
@@ -79,3 +84,34 @@ def test_images_that_fit_lie_on_the_gpu_by_default(
         assert automatic.image.is_cuda
         assert torch.equal(automatic.image, gathered.image)
         assert torch.equal(automatic.condition.value, gathered.condition.value)
+
+
+def test_metrics_are_those_of_the_cpu() -> None:
+    generator = torch.Generator().manual_seed(0)
+    real, other = (torch.randn(600, 64, generator=generator) for _ in range(2))
+    other[:5] = real[:5] + 1e-4  # near copies: TF32 must not blur their distances
+
+    def measure(device: str) -> list[float]:
+        one, two = real.to(device), other.to(device)
+        near = nearest(two, one, 3).distance
+        shares = [part.double().mean() for part in prdc(one, two)]
+        values = [frechet(moments(one), moments(two)), kid(one, two).mean, *shares]
+        return [float(v) for v in (*values, *near[:5, 0], near.mean())]
+
+    assert measure("cuda") == pytest.approx(measure("cpu"), rel=1e-4, abs=1e-6)
+
+
+def test_evaluation(prepared: Path, products: Path, tmp_path: Path) -> None:
+    asked = ["--condition=healthy,pleural_effusion", "--count=24", "--steps=4"]
+    folder = f"--out={tmp_path / 'synthetic'}"
+    main(["generate", f"--model={products / 'generator'}", folder, *asked])
+    main(
+        [
+            *("evaluate", f"--real={prepared}", f"--synthetic={tmp_path / 'synthetic'}"),
+            *(f"--out={tmp_path / 'out'}", f"--encoder={products / 'encoder'}"),
+            *(f"--generator={products / 'generator'}", "--bootstrap=20", "--reconstructions=4"),
+            *("--classifier_steps=20", "--utility_seeds=1", "--utility_fractions=1.0"),
+        ]
+    )
+    axes = {r["axis"] for r in json.loads((tmp_path / "out/metrics.json").read_text())["records"]}
+    assert {"fidelity", "representation"} <= axes

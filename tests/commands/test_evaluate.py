@@ -171,9 +171,7 @@ def test_numbers_of_subgroups(real: Path, synthetic: Path, tmp_path: Path) -> No
     table = pd.read_csv(real / "table.csv")
     table.loc[:9, "AP/PA"] = "AP"
     table.to_csv(real / "table.csv", index=False)
-    evaluate(
-        real, synthetic, tmp_path / "out", extractor=["fixed"], axes=["fidelity"], bootstrap=0
-    )
+    evaluate(real, synthetic, tmp_path / "out", extractor=["fixed"], axes=["fidelity"], bootstrap=0)
     records = _metrics(tmp_path / "out")["records"]
     groups = {r["subgroup"]: r for r in records if r["metric"] == "fid"}
     # All are men of 50 years: those subgroups would repeat the whole. No synthetic image is AP.
