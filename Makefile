@@ -12,7 +12,7 @@ SCALE  ?= gpu1
 CONDITIONS ?= healthy,pneumonia,pleural_effusion
 COUNT  ?= 1000
 OVERLAY ?=
-EVALUATE_FLAGS ?= --extractor encoder --extractor_weights $(RUNS)/moco/product
+EVALUATE_FLAGS ?=
 
 FIT     = $(CXR) fit --config configs/$@.yaml --config configs/scale/$(SCALE).yaml \
           $(if $(OVERLAY),--config $(OVERLAY)/$@.yaml) \
@@ -28,7 +28,8 @@ demo: $(VENV)/installed  ## phantom data, four small stages on the CPU, generate
 	test -f demo/prepared/header.json || \
 		$(CXR) prepare --source phantom --root demo/phantom --out demo/prepared --size 64 --patients 400
 	WANDB_MODE=$${WANDB_MODE:-disabled} $(MAKE) pipeline DATA=demo/prepared RUNS=demo SIZE=64 SCALE=cpu OVERLAY=configs/demo COUNT=32 \
-		GENERATE_FLAGS="--steps 20"
+		GENERATE_FLAGS="--steps 20" \
+		EVALUATE_FLAGS="--axes fidelity representation condition privacy --classifier_steps 200 --bootstrap 100"
 	@echo "Open demo/report.html in a browser."
 
 test: $(VENV)/installed-dev  ## make the environment and pass the tests
@@ -64,11 +65,11 @@ generate: $(VENV)/installed  ## the synthetic data set
 	test -d $(RUNS)/synthetic || $(CXR) generate --model $(RUNS)/finetune/product \
 		--out $(RUNS)/synthetic --condition $(CONDITIONS) --count $(COUNT) $(GENERATE_FLAGS)
 
-evaluate: $(VENV)/installed  ## FID and representation score per condition
+evaluate: $(VENV)/installed  ## fidelity, representation, condition, utility, privacy
 	$(CXR) evaluate --real $(DATA) --synthetic $(RUNS)/synthetic --out $(RUNS)/evaluation \
 		--generator $(RUNS)/finetune/product --encoder $(RUNS)/moco/product $(EVALUATE_FLAGS)
 
-report: $(VENV)/installed  ## one HTML page
+report: $(VENV)/installed  ## one HTML page, Markdown and JSON
 	$(CXR) report --evaluation $(RUNS)/evaluation --out $(RUNS)/report.html
 
 pipeline:  ## all of it: DATA=prepared RUNS=folder SIZE=64 SCALE=gpu8

@@ -27,6 +27,7 @@ MADE_BY = {
     "autoencoder": "cxr fit --config configs/vae.yaml",
     "generator": "cxr fit --config configs/ddpm.yaml",
     "encoder": "cxr fit --config configs/moco.yaml",
+    "classifier": "cxr evaluate --axes condition",
 }
 
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
@@ -39,7 +40,7 @@ def save_product(
 
     Args:
         folder: Where the product goes.
-        kind: `autoencoder`, `encoder`, or `generator`.
+        kind: `autoencoder`, `encoder`, `generator`, or `classifier`.
         networks: Name to network; for a single network {kind: network}, for a generator its parts.
         facts: What the manifest says beside format, kind, version and hashes: parents, data,
             config, metrics.

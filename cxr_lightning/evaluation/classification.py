@@ -37,6 +37,9 @@ MIN_PER_CLASS = 3
 
 BATCH_SIZE = 32
 LEARNING_RATE = 3e-3
+FINE_TUNING_RATE = 3e-4
+"""Learning rate from a trained classifier on: a larger one forgets what that has learned."""
+
 WEIGHT_DECAY = 0.05
 MAX_SIZE = 64
 """Largest side that the built-in classifier sees; larger images are reduced."""
@@ -95,17 +98,18 @@ def fit_classifier(
         device: Where to train.
         image_size: Side that the classifier sees.
         batch_size: Images a step; few images come several times.
-        initial: A classifier to go on from.
+        initial: A classifier to go on from, at a tenth of the learning rate.
 
     Returns:
         The classifier, in eval mode, on the device.
     """
     share = class_shares(condition.rows(torch.from_numpy(rows)))
+    rate = LEARNING_RATE if initial is None else FINE_TUNING_RATE
     if initial is None:
         initial = _new_classifier(image_size, seed, share)
     network = deepcopy(initial).to(device).train()
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
     generator = torch.Generator().manual_seed(seed)
     share = share.to(device)
     for batch in _batches(rows, batch_size, steps, seed):
@@ -234,7 +238,8 @@ def training_key(
         device: Where to train.
         settings: Anything else, as JSON knows it.
     """
-    recipe = [BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY, RAREST, asdict(AUGMENTATION)]
+    rates = [LEARNING_RATE, FINE_TUNING_RATE, WEIGHT_DECAY]
+    recipe = [BATCH_SIZE, *rates, RAREST, asdict(AUGMENTATION)]
     versions = [__version__, torch.__version__, device.type]
     text = json.dumps([images_sha256, recipe, versions, settings], sort_keys=True)
     digest = hashlib.sha256(text.encode())

@@ -40,6 +40,9 @@ WEAK = 0.7
 NAMES = (*FINDINGS, "view", "sex", "age")
 """How texts call the fields."""
 
+CANNOT_JUDGE = "cannot judge this"
+"""What the warning of a number by such a classifier says; the number is not compared then."""
+
 FOLD_SEED = 0
 FOLDS = 5
 """Parts that the patients are cut into, so that no image is judged by a threshold chosen on it."""
@@ -228,7 +231,7 @@ class Comparison:
             metric: Its name.
             synthetic: The number with its draws.
             real: The same of the real side, for the floor.
-            better: How they compare.
+            better: How they compare; they are not where the classifier cannot judge the field.
             counts: Real and synthetic images behind it.
             patients: Real and synthetic patients behind a share, see `interval`.
             meaning: How the floor was made.
@@ -236,6 +239,8 @@ class Comparison:
         """
         floor = None
         of_real, of_synthetic = patients or (None, None)
+        if CANNOT_JUDGE in (about.get("warning") or ""):
+            better = None
         if real is not None and np.isfinite(real[0]):
             value = float(real[0])
             floor = Floor(value, *(interval(real, of_real) or (value, value)), meaning=meaning)
@@ -272,7 +277,7 @@ class Comparison:
         """What the classifier cannot judge, in words."""
         return [
             f"{NAMES[field]}: the classifier reaches an AUROC of only {self.reached[field]:.2f} on "
-            "real images, so it cannot judge this"
+            f"real images, so it {CANNOT_JUDGE}"
             for field in fields
             if self.reached[field] < WEAK
         ]

@@ -68,7 +68,8 @@ def open_classifier(path: Path) -> Judge:
         )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # torch.jit is kept, not developed
+            for category in (FutureWarning, DeprecationWarning):  # by version of torch
+                warnings.simplefilter("ignore", category)  # torch.jit is kept, not developed
             network = torch.jit.load(path, map_location="cpu")
     except RuntimeError as error:
         raise UserError(

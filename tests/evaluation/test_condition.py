@@ -272,6 +272,7 @@ def test_few_images_and_a_weak_classifier_are_warned_of(tmp_path: Path) -> None:
     result = condition(inputs)
     warning = _find(result, "auroc", "pneumonia").warning or ""
     assert "cannot judge" in warning
+    assert all(r.passed is None for r in result.records if "cannot judge" in (r.warning or ""))
     assert "5 synthetic images" in warning
     assert "cannot judge" in (_find(result, "presence", "pneumonia").warning or "")
     assert "pneumonia: " in (_find(result, "auroc").warning or "")
