@@ -144,17 +144,29 @@ class _Metrics:
         return replace(record, warning=_warning(record, self.extractor))
 
     def _fid_equal_n(self, n: int) -> Iterator[Record]:
+        """Mean over the floor's random subsets; its interval is that of one of them."""
         floor = floor_of(self._floor(_frechet, n))
         if floor is None or floor.at_n is None:
             return
-        record = self.record("fid_equal_n", floor.at_n, floor=floor, better="lower")
-        details = {"meaning": f"FID at {n} images a side, the same for every condition"}
+        generator = np.random.default_rng(self.settings.seed)
+        real = generator.permutation(len(self.real))[:n]
+        drawn = generator.permutation(len(self.synthetic))[:n]
+        interval = frechet_interval(
+            floor.at_n,
+            self.real[torch.from_numpy(real)],
+            self.synthetic[torch.from_numpy(drawn)],
+            self.real_patients[real],
+            self.synthetic_patients[drawn],
+            self.settings.bootstrap,
+            self.settings.seed,
+        )
         yield replace(
-            record,
+            self.record("fid_equal_n", floor.at_n, floor=floor, better="lower"),
+            interval=interval,
             n_real=n,
             n_synthetic=n,
-            details=details,
             warning=_random_weights(self.extractor),
+            details={"meaning": f"FID at {n} images a side, the same for every condition"},
         )
 
     def _fid_infinity(self) -> Iterator[Record]:
