@@ -140,7 +140,7 @@ def read_synthetic(place: Path, size: int, array: Path) -> SyntheticSet:
 
 def _own(message: str) -> str:
     """A message of the data sources, about the argument `synthetic`."""
-    for name in ("root: ", "csv: "):
+    for name in ("synthetic: ", "root: ", "csv: "):
         message = message.removeprefix(name)
     return "synthetic: " + message.replace(" with --csv FILE", " as --synthetic FILE")
 
