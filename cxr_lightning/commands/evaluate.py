@@ -1,24 +1,22 @@
 """`cxr evaluate`: how good, faithful, useful and private a synthetic data set is."""
 
-import hashlib
 import inspect
 import json
 import shlex
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from cxr_lightning import __version__
 from cxr_lightning.artifacts import check_product, load_network
 from cxr_lightning.data.prepared import PreparedDataset, open_prepared
 from cxr_lightning.data.vocabulary import HealthCondition, parse_condition
 from cxr_lightning.diffusion.generator import Generator
 from cxr_lightning.errors import UserError
 from cxr_lightning.evaluation.condition import condition
+from cxr_lightning.evaluation.facts import Identities, describe_inputs
 from cxr_lightning.evaluation.features import FeatureCache
 from cxr_lightning.evaluation.fidelity import fidelity
 from cxr_lightning.evaluation.inputs import EvaluationInputs, RealSplit, Settings
@@ -33,8 +31,6 @@ from cxr_lightning.evaluation.work import Work
 from cxr_lightning.metrics.extractors import build_extractors
 from cxr_lightning.networks.encoder import Encoder
 
-FORMAT = 2
-
 Axis = Literal["fidelity", "representation", "condition", "utility", "privacy"]
 
 AXES: dict[Axis, Callable[[EvaluationInputs], AxisResult]] = {
@@ -47,9 +43,6 @@ AXES: dict[Axis, Callable[[EvaluationInputs], AxisResult]] = {
 """What an evaluation consists of; a new axis is a function from the inputs to an `AxisResult`."""
 
 GRID_IMAGES = 8
-
-Identities = dict[str, dict[str, Any]]
-"""Manifests of the products that were given, by their role."""
 
 
 def evaluate(
@@ -160,7 +153,7 @@ def evaluate(
         settings=settings,
         device=device,
     )
-    facts = _facts(inputs, identities) | {"command": command, "axes": chosen_axes}
+    facts = describe_inputs(inputs, identities) | {"command": command, "axes": chosen_axes}
     work.accept(facts)
     parts = [work.axis(axis) or work.save_axis(axis, AXES[axis](inputs)) for axis in chosen_axes]
     _write(out, inputs, work, facts, parts)
@@ -312,82 +305,6 @@ def _choose_conditions(
             "with --conditions."
         )
     return list({c.name: c for c in chosen}.values())
-
-
-def _facts(inputs: EvaluationInputs, identities: Identities) -> dict[str, Any]:
-    """What was compared, by hash and not by path."""
-    manifest = inputs.synthetic.manifest
-    known = ("seed", "sampler", "steps", "guidance", "size", "view")
-    table, header = inputs.real.table, inputs.real.header
-    return {
-        "format": FORMAT,
-        "version": __version__,
-        "real": {
-            "source": header.get("source"),
-            "sha256": inputs.real.sha256,
-            "labels_sha256": _labels_sha256(inputs.real),
-            "size": inputs.real.size,
-            "count": len(table),
-            "patients": int(table["patient"].nunique()),
-            "splits": {str(k): int(v) for k, v in table["split"].value_counts().items()},
-            "resize": header.get("resize"),
-            "is_training_data": _is_training_data(inputs.real, identities),
-        },
-        "synthetic": {
-            "count": len(inputs.synthetic.images),
-            "sha256": inputs.synthetic.sha256,
-            "labelled": inputs.synthetic.labelled,
-            "failures": inputs.synthetic.failures,
-            "notes": inputs.synthetic.notes,
-            "product_sha256": manifest.get("product", {}).get("sha256"),
-            **{fact: manifest[fact] for fact in known if fact in manifest},
-        },
-        "encoder": identities.get("encoder", {}).get("sha256"),
-        "generator": identities.get("generator", {}).get("sha256"),
-        "generator_card": _card(identities.get("generator")),
-        "extractors": [
-            {
-                "name": extractor.name,
-                "sha256": extractor.sha256,
-                "num_features": extractor.num_features,
-                "preprocessing": extractor.preprocessing,
-            }
-            for extractor in inputs.extractors
-        ],
-        "settings": asdict(inputs.settings)
-        | {"device": inputs.device.type, "torch": torch.__version__},
-        "conditions": [
-            {
-                "name": c.name,
-                "definition": c.definition,
-                "n_real": len(inputs.real_rows(c)),
-                "n_synthetic": int(inputs.synthetic.matches(c).sum()),
-            }
-            for c in inputs.conditions
-        ],
-    }
-
-
-def _labels_sha256(real: PreparedDataset) -> str:
-    """Hash of the table, whose labels may be corrected without a change of the images."""
-    return hashlib.sha256((real.root / "table.csv").read_bytes()).hexdigest()
-
-
-def _is_training_data(real: PreparedDataset, identities: Identities) -> bool | None:
-    """Whether the generator was trained on this very set; None where that is not known."""
-    data = identities.get("generator", {}).get("data")
-    return None if data is None else data == real.sha256
-
-
-def _card(manifest: dict[str, Any] | None) -> dict[str, Any] | None:
-    """What a generator's manifest says of it, without paths."""
-    if manifest is None:
-        return None
-    facts = {k: manifest.get(k) for k in ("version", "step", "data", "parents", "metrics", "parts")}
-    model = manifest.get("config", {}).get("model", {})
-    arguments = model.get("init_args", {})
-    plain = {k: v for k, v in arguments.items() if isinstance(v, int | float | bool)}
-    return facts | {"stage": model.get("class_path"), "arguments": plain}
 
 
 def _write(

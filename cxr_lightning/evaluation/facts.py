@@ -1,0 +1,101 @@
+"""The facts of an evaluation: what was compared, with which networks and settings."""
+
+import hashlib
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from cxr_lightning import __version__
+from cxr_lightning.data.prepared import PreparedDataset
+from cxr_lightning.evaluation.inputs import EvaluationInputs
+
+FORMAT = 2
+"""Of `metrics.json`."""
+
+Identities = dict[str, dict[str, Any]]
+"""Manifests of the products that were given, by their role."""
+
+
+def describe_inputs(inputs: EvaluationInputs, identities: Identities) -> dict[str, Any]:
+    """What was compared, by hash and not by path.
+
+    Args:
+        inputs: The evaluation.
+        identities: Manifests of the products that were given.
+
+    Returns:
+        The first part of `metrics.json`, plain values only.
+    """
+    manifest = inputs.synthetic.manifest
+    known = ("seed", "sampler", "steps", "guidance", "size", "view")
+    table, header = inputs.real.table, inputs.real.header
+    return {
+        "format": FORMAT,
+        "version": __version__,
+        "real": {
+            "source": header.get("source"),
+            "sha256": inputs.real.sha256,
+            "labels_sha256": _labels_sha256(inputs.real),
+            "size": inputs.real.size,
+            "count": len(table),
+            "patients": int(table["patient"].nunique()),
+            "splits": {str(k): int(v) for k, v in table["split"].value_counts().items()},
+            "resize": header.get("resize"),
+            "is_training_data": _is_training_data(inputs.real, identities),
+        },
+        "synthetic": {
+            "count": len(inputs.synthetic.images),
+            "sha256": inputs.synthetic.sha256,
+            "labelled": inputs.synthetic.labelled,
+            "failures": inputs.synthetic.failures,
+            "notes": inputs.synthetic.notes,
+            "product_sha256": manifest.get("product", {}).get("sha256"),
+            **{fact: manifest[fact] for fact in known if fact in manifest},
+        },
+        "encoder": identities.get("encoder", {}).get("sha256"),
+        "generator": identities.get("generator", {}).get("sha256"),
+        "generator_card": _card(identities.get("generator")),
+        "extractors": [
+            {
+                "name": extractor.name,
+                "sha256": extractor.sha256,
+                "num_features": extractor.num_features,
+                "preprocessing": extractor.preprocessing,
+            }
+            for extractor in inputs.extractors
+        ],
+        "settings": asdict(inputs.settings)
+        | {"device": inputs.device.type, "torch": torch.__version__},
+        "conditions": [
+            {
+                "name": c.name,
+                "definition": c.definition,
+                "n_real": len(inputs.real_rows(c)),
+                "n_synthetic": int(inputs.synthetic.matches(c).sum()),
+            }
+            for c in inputs.conditions
+        ],
+    }
+
+
+def _labels_sha256(real: PreparedDataset) -> str:
+    """Hash of the table, whose labels may be corrected without a change of the images."""
+    return hashlib.sha256((real.root / "table.csv").read_bytes()).hexdigest()
+
+
+def _is_training_data(real: PreparedDataset, identities: Identities) -> bool | None:
+    """Whether the generator was trained on this very set; None where that is not known."""
+    data = identities.get("generator", {}).get("data")
+    return None if data is None else data == real.sha256
+
+
+def _card(manifest: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What a generator's manifest says of it, without paths."""
+    if manifest is None:
+        return None
+    facts = {k: manifest.get(k) for k in ("version", "step", "data", "parents", "metrics", "parts")}
+    model = manifest.get("config", {}).get("model", {})
+    arguments = model.get("init_args", {})
+    plain = {k: v for k, v in arguments.items() if isinstance(v, int | float | bool)}
+    return facts | {"stage": model.get("class_path"), "arguments": plain}
