@@ -21,11 +21,10 @@ from cxr_lightning.evaluation.classification import (
 from cxr_lightning.evaluation.inputs import EvaluationInputs, subgroups
 from cxr_lightning.evaluation.judge import Judge, stuck
 from cxr_lightning.evaluation.records import Better, Floor, Record, Source
+from cxr_lightning.metrics.bootstrap import bootstrap_weights, draws_interval
 from cxr_lightning.metrics.classification import (
     auroc,
-    bootstrap_weights,
     calibration_error,
-    interval,
     mean_at_share,
     youden_threshold,
 )
@@ -243,14 +242,16 @@ class Comparison:
             better = None
         if real is not None and np.isfinite(real[0]):
             value = float(real[0])
-            floor = Floor(value, *(interval(real, of_real) or (value, value)), meaning=meaning)
+            floor = Floor(
+                value, *(draws_interval(real, of_real) or (value, value)), meaning=meaning
+            )
         return Record(
             "condition",
             metric,
             float(synthetic[0]),
             *counts,
             source=self.source,
-            interval=interval(synthetic, of_synthetic),
+            interval=draws_interval(synthetic, of_synthetic),
             floor=floor,
             better=better,
             **about,

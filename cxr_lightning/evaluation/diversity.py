@@ -3,23 +3,19 @@
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int, Shaped
-from torch import Tensor
+from jaxtyping import Float64, Int, Shaped
 
 from cxr_lightning.evaluation.inputs import Settings
 from cxr_lightning.evaluation.records import Better, Floor, Record
-from cxr_lightning.metrics.bootstrap import percentile_interval, replicate
+from cxr_lightning.metrics.bootstrap import Sample, percentile_interval, replicate
 from cxr_lightning.metrics.diversity import different_pairs, pair_distances
 
 PAIRS = 2_000
 """Random pairs of images of different patients."""
 
-Side = tuple[Float32[Tensor, "_ f"], Shaped[np.ndarray, " _"]]
-"""Features and patients of the images of one side."""
-
 
 def embedding_diversity(
-    record: Callable[..., Record], settings: Settings, real: Side, synthetic: Side
+    record: Callable[..., Record], settings: Settings, real: Sample, synthetic: Sample
 ) -> Iterator[Record]:
     """Mean 1 - cosine of pairs, synthetic and real."""
     found = []

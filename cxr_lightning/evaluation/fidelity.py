@@ -4,7 +4,7 @@ In the features of each extractor (FID, FID-infinity, KID, precision, recall, de
 spread within a condition), and in the pixels (`radiographs`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,10 +19,10 @@ from cxr_lightning.evaluation.floors import floor_of
 from cxr_lightning.evaluation.inputs import EvaluationInputs, Group, source_of
 from cxr_lightning.evaluation.radiographs import radiographs
 from cxr_lightning.evaluation.records import OVERALL, AxisResult, Record
-from cxr_lightning.metrics.bootstrap import percentile_interval, replicate
+from cxr_lightning.metrics.bootstrap import Sample, percentile_interval, replicate
 from cxr_lightning.metrics.extractors import Extractor
 from cxr_lightning.metrics.fid import frechet, frechet_interval, moments
-from cxr_lightning.metrics.fid_infinity import fid_infinity
+from cxr_lightning.metrics.fid_infinity import FEWEST_POINTS, fid_infinity, fid_infinity_interval
 from cxr_lightning.metrics.floor import SplitFloor, floor_size, split_floor
 from cxr_lightning.metrics.kid import kid, kid_interval
 from cxr_lightning.metrics.prdc import Prdc, prdc
@@ -37,6 +37,10 @@ the square."""
 TOO_CLOSE = 0.5
 """Share of the floor below which a distance is suspicious. The synthetic images may resemble both
 halves of the real set, so somewhat less than the floor is natural for patients of many images."""
+
+
+IntervalOf = Callable[[float, Sample, Sample, int, int], tuple[float, float] | None]
+"""From a value, both samples, draws and seed to an interval."""
 
 
 def fidelity(inputs: EvaluationInputs) -> AxisResult:
@@ -85,10 +89,13 @@ class _Metrics:
         self.settings = inputs.settings
         self.extractor = extractor
         self.group = group
-        self.real = inputs.real_features(extractor, group.real)
-        self.synthetic = inputs.synthetic_features(extractor, group.synthetic)
-        self.real_patients = inputs.real_patients[group.real]
-        self.synthetic_patients = inputs.synthetic.patients[group.synthetic]
+        self.real = Sample(
+            inputs.real_features(extractor, group.real), inputs.real_patients[group.real]
+        )
+        self.synthetic = Sample(
+            inputs.synthetic_features(extractor, group.synthetic),
+            inputs.synthetic.patients[group.synthetic],
+        )
         self.curve: dict[str, Any] = {}
         self.record = partial(
             Record,
@@ -96,8 +103,8 @@ class _Metrics:
             source=source_of(extractor),
             condition=group.condition,
             subgroup=group.subgroup,
-            n_real=len(self.real),
-            n_synthetic=len(self.synthetic),
+            n_real=len(group.real),
+            n_synthetic=len(group.synthetic),
         )
 
     def records(self, equal_n: int | None) -> Iterator[Record]:
@@ -110,35 +117,32 @@ class _Metrics:
         if equal_n is not None and self.group.condition != OVERALL:
             yield from self._fid_equal_n(equal_n)
         yield from self._fid_infinity()
-        sides = ((self.real, self.real_patients), (self.synthetic, self.synthetic_patients))
-        yield from embedding_diversity(self.record, self.settings, *sides)
+        yield from embedding_diversity(self.record, self.settings, self.real, self.synthetic)
 
     def _floor(self, statistic: Any, n: int | None = None) -> SplitFloor | None:
-        seed = self.settings.seed
-        return split_floor(statistic, self.real, self.synthetic, self.real_patients, seed, n=n)
+        (real, patients), synthetic = self.real, self.synthetic.features
+        return split_floor(statistic, real, synthetic, patients, self.settings.seed, n=n)
+
+    def _interval(
+        self, of: IntervalOf, value: float, real: Sample | None = None, drawn: Sample | None = None
+    ) -> tuple[float, float] | None:
+        """Interval of a metric of both sides, by default with all images of the group."""
+        sides = (real or self.real, drawn or self.synthetic)
+        return of(value, *sides, self.settings.bootstrap, self.settings.seed)
 
     def _fid(self) -> Record:
-        value = frechet(moments(self.real), moments(self.synthetic))
-        interval = frechet_interval(
-            value,
-            self.real,
-            self.synthetic,
-            self.real_patients,
-            self.synthetic_patients,
-            self.settings.bootstrap,
-            self.settings.seed,
-        )
+        value = frechet(moments(self.real.features), moments(self.synthetic.features))
         floor = floor_of(self._floor(_frechet))
         record = self.record(
             "fid",
             value,
-            interval=interval,
+            interval=self._interval(frechet_interval, value),
             floor=floor,
             better="lower",
             details={
                 "num_features": self.extractor.num_features,
                 "real_split": self.settings.split,
-                "real_patients": len(np.unique(self.real_patients)),
+                "real_patients": len(np.unique(self.real.patients)),
             },
         )
         return replace(record, warning=_warning(record, self.extractor))
@@ -149,20 +153,10 @@ class _Metrics:
         if floor is None or floor.at_n is None:
             return
         generator = np.random.default_rng(self.settings.seed)
-        real = generator.permutation(len(self.real))[:n]
-        drawn = generator.permutation(len(self.synthetic))[:n]
-        interval = frechet_interval(
-            floor.at_n,
-            self.real[torch.from_numpy(real)],
-            self.synthetic[torch.from_numpy(drawn)],
-            self.real_patients[real],
-            self.synthetic_patients[drawn],
-            self.settings.bootstrap,
-            self.settings.seed,
-        )
+        sides = [_at_most(side, n, generator) for side in (self.real, self.synthetic)]
         yield replace(
             self.record("fid_equal_n", floor.at_n, floor=floor, better="lower"),
-            interval=interval,
+            interval=self._interval(frechet_interval, floor.at_n, *sides),
             n_real=n,
             n_synthetic=n,
             warning=_random_weights(self.extractor),
@@ -170,7 +164,8 @@ class _Metrics:
         )
 
     def _fid_infinity(self) -> Iterator[Record]:
-        found = fid_infinity(self.real, self.synthetic, seed=self.settings.seed)
+        sides = (self.real.features, self.synthetic.features)
+        found = fid_infinity(*sides, seed=self.settings.seed)
         if found is None:
             return
         warning = None
@@ -183,25 +178,20 @@ class _Metrics:
         yield self.record(
             "fid_infinity",
             found.value,
+            interval=self._interval(fid_infinity_interval, found.value),
+            floor=floor_of(self._floor(_fid_infinity)),
+            better="lower",
             warning=warning,
             details={"slope": found.slope, "from": found.smallest, "to": found.largest},
         )
 
     def _kid(self) -> Record:
-        found = kid(self.real, self.synthetic, seed=self.settings.seed)
-        interval = kid_interval(
-            found.mean,
-            self.real,
-            self.synthetic,
-            self.real_patients,
-            self.synthetic_patients,
-            self.settings.bootstrap,
-            self.settings.seed,
-        )
+        sides = (self.real.features, self.synthetic.features)
+        found = kid(*sides, seed=self.settings.seed)
         return self.record(
             "kid",
             found.mean,
-            interval=interval,
+            interval=self._interval(kid_interval, found.mean),
             floor=floor_of(self._floor(_kid)),
             better="lower",
             warning=_random_weights(self.extractor),
@@ -210,17 +200,17 @@ class _Metrics:
 
     def _prdc(self) -> Iterator[Record]:
         generator = np.random.default_rng(self.settings.seed)
-        real = np.sort(generator.permutation(len(self.real))[:MAX_NEIGHBOURS])
-        drawn = np.sort(generator.permutation(len(self.synthetic))[:MAX_NEIGHBOURS])
-        if min(len(real), len(drawn)) <= NEIGHBOURS:
+        sides = (self.real, self.synthetic)
+        real, drawn = (_at_most(side, MAX_NEIGHBOURS, generator) for side in sides)
+        if min(len(real.features), len(drawn.features)) <= NEIGHBOURS:
             return
-        found = prdc(self.real[torch.from_numpy(real)], self.synthetic[torch.from_numpy(drawn)])
+        found = prdc(real.features, drawn.features)
         splits = self._floor(_prdc)
         patients = {
-            "precision": self.synthetic_patients[drawn],
-            "density": self.synthetic_patients[drawn],
-            "recall": self.real_patients[real],
-            "coverage": self.real_patients[real],
+            "precision": drawn.patients,
+            "density": drawn.patients,
+            "recall": real.patients,
+            "coverage": real.patients,
         }
         for column, name in enumerate(Prdc._fields):
             values = _numbers(getattr(found, name))
@@ -233,7 +223,7 @@ class _Metrics:
                 warning=_random_weights(self.extractor),
                 details={"k": NEIGHBOURS},
             )
-            yield replace(record, n_real=len(real), n_synthetic=len(drawn))
+            yield replace(record, n_real=len(real.features), n_synthetic=len(drawn.features))
 
     def _mean_interval(
         self, values: Float64[np.ndarray, " n"], patients: Shaped[np.ndarray, " n"]
@@ -247,8 +237,19 @@ class _Metrics:
         return percentile_interval(replicate(mean, [patients], settings.bootstrap, settings.seed))
 
 
+def _at_most(sample: Sample, number: int, generator: np.random.Generator) -> Sample:
+    """Random images of a sample, in its order; all where there are no more."""
+    rows = np.sort(generator.permutation(len(sample.patients))[:number])
+    return Sample(sample.features[torch.from_numpy(rows)], sample.patients[rows])
+
+
 def _frechet(real: Float32[Tensor, "n f"], other: Float32[Tensor, "m f"]) -> list[float]:
     return [frechet(moments(real), moments(other))]
+
+
+def _fid_infinity(real: Float32[Tensor, "n f"], other: Float32[Tensor, "m f"]) -> list[float]:
+    found = fid_infinity(real, other, points=FEWEST_POINTS, seed=0)
+    return [float("nan") if found is None else found.value]
 
 
 def _kid(real: Float32[Tensor, "n f"], other: Float32[Tensor, "m f"]) -> list[float]:

@@ -10,8 +10,11 @@ MEANING = "real against real: {splits} random splits into two patient-disjoint h
 
 
 def floor_of(splits: SplitFloor | None, column: int = 0) -> Floor | None:
-    """The floor of one number of a statistic; its range is that of all splits."""
-    if splits is None:
+    """The floor of one number of a statistic; its range is that of all splits.
+
+    None where there are no splits, or where the statistic is NaN at that number of images.
+    """
+    if splits is None or np.isnan(splits.real[:, column]).any():
         return None
     real: Float64[np.ndarray, " splits"] = splits.real[:, column]
     return Floor(

@@ -18,10 +18,10 @@ from cxr_lightning.evaluation.comparison import FEW, Estimates, Side
 from cxr_lightning.evaluation.inputs import EvaluationInputs
 from cxr_lightning.evaluation.records import OVERALL, AxisResult, Floor, Record, Source
 from cxr_lightning.evaluation.regimes import Setting, Trainer, Training, choose_task
-from cxr_lightning.metrics.classification import bootstrap_weights, interval
+from cxr_lightning.metrics.bootstrap import bootstrap_weights, draws_interval
 
 MIN_SEEDS = 3
-NO_GAIN = Floor(0.0, 0.0, 0.0, meaning="real images alone, of the same share of the patients")
+REAL_ALONE = "trained on {share} of the real patients alone, without synthetic images"
 SYNTHETIC = Setting("synthetic", 0.0)
 
 
@@ -89,6 +89,7 @@ class _Scores:
         self.task = task
         self.trainer = trainer
         self.seeds = sorted({training.seed for training in answers})
+        self.fractions = sorted({training.fraction for training in answers} - {0.0})
         self.picks = _picks(len(self.seeds), settings.bootstrap, settings.seed)
         self.steps = settings.classifier_steps
         self.facts = {
@@ -115,7 +116,8 @@ class _Scores:
         gained = self._each(setting, fields) - self._each(Setting("real", fraction), fields)
         record = self._record("utility_gain", setting, gained, fields)
         details = record.details | {"fraction": fraction}
-        return replace(record, floor=NO_GAIN, better="higher", details=details)
+        floor = Floor(0.0, 0.0, 0.0, meaning=REAL_ALONE.format(share=f"{fraction:.0%}"))
+        return replace(record, floor=floor, better="higher", details=details)
 
     def _auroc(
         self,
@@ -125,7 +127,20 @@ class _Scores:
         **about: Any,
     ) -> Record:
         each = self._each(setting, fields, rows)
-        return self._record("utility_auroc", setting, each, fields, rows, **about)
+        record = self._record("utility_auroc", setting, each, fields, rows, **about)
+        return replace(record, floor=self._real_alone(setting, fields, rows))
+
+    def _real_alone(
+        self, setting: Setting, fields: list[int], rows: Int[np.ndarray, " k"] | None
+    ) -> Floor | None:
+        """The same of the real images alone: shown beside it; `utility_gain` compares in pairs."""
+        if setting.regime == "real":
+            return None
+        fraction = setting.fraction or self.fractions[-1]
+        estimates = self._mean(self._each(Setting("real", fraction), fields, rows))
+        value = float(estimates[0])
+        low, high = draws_interval(estimates) or (value, value)
+        return Floor(value, low, high, meaning=REAL_ALONE.format(share=f"{fraction:.0%}"))
 
     def _each(
         self, setting: Setting, fields: list[int], rows: Int[np.ndarray, " k"] | None = None
@@ -138,6 +153,11 @@ class _Scores:
             each = [np.mean([self.found[t, f] for f in fields], axis=0) for t in trainings]
         return np.stack(each, axis=1)
 
+    def _mean(self, each: Float64[np.ndarray, "draws seeds"]) -> Estimates:
+        """Mean over the trainings of each draw."""
+        mean: Estimates = (each * self.picks).sum(axis=1) / len(self.seeds)
+        return mean
+
     def _record(
         self,
         metric: str,
@@ -148,7 +168,7 @@ class _Scores:
         **about: Any,
     ) -> Record:
         """A record of the mean over the seeds; its draws are of patients and of seeds."""
-        estimates: Estimates = (each * self.picks).sum(axis=1) / len(self.seeds)
+        estimates = self._mean(each)
         real, synthetic = self.trainer.counts(Training(*setting, self.seeds[0]))
         images = {"images": real + synthetic, "real_images": real, "synthetic_images": synthetic}
         steps = self.steps * (2 if setting.regime == "pretrained" else 1)
@@ -159,7 +179,7 @@ class _Scores:
             len(self.test.value) if rows is None else len(rows),
             synthetic,
             source=Source("classifier", "", f"{self.trainer.image_size} pixels"),
-            interval=interval(estimates),
+            interval=draws_interval(estimates),
             warning=self._warning(setting, fields, rows),
             details=setting._asdict()
             | self.facts

@@ -4,7 +4,10 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+import torch
+from jaxtyping import Float, Float32, Float64, Int, Shaped
+from scipy.stats import binomtest
+from torch import Tensor
 
 
 def patient_weights(
@@ -121,3 +124,101 @@ def centred_interval(
         return None
     interval = percentile_interval(replicates - replicates.mean() + value, level)
     return None if interval is None else (max(interval[0], least), max(interval[1], least))
+
+
+def bootstrap_weights(
+    patients: Shaped[np.ndarray, " n"], draws: int, seed: int
+) -> Float64[np.ndarray, "draws n"]:
+    """Weights of the images in draws of patients; the first row is 1: the images as they are.
+
+    Args:
+        patients: Patient of each image.
+        draws: Bootstrap draws, so `draws` + 1 rows.
+        seed: The same seed gives the same draws.
+    """
+    generator = np.random.default_rng(seed)
+    patient = np.unique(patients, return_inverse=True)[1]
+    weights = np.ones((draws + 1, len(patients)))
+    for row in weights[1:]:
+        row[:] = patient_weights(patient, generator)
+    return weights
+
+
+def draws_interval(
+    estimates: Float64[np.ndarray, " draws"], patients: int | None = None
+) -> tuple[float, float] | None:
+    """95 % percentile interval of the draws behind the first, which is the value itself.
+
+    Where a share is 0 or 1 in every draw, the bootstrap has no width; then it is Wilson's interval
+    (1927) of as many patients, all alike.
+
+    Args:
+        estimates: The value and its draws.
+        patients: Patients behind it; None where the value is no share.
+    """
+    drawn = estimates[1:]
+    found = percentile_interval(drawn[np.isfinite(drawn)])
+    if found is None or not patients or found[0] < found[1] or estimates[0] not in (0.0, 1.0):
+        return found
+    alike = binomtest(int(estimates[0]) * patients, patients).proportion_ci(method="wilson")
+    return float(alike.low), float(alike.high)
+
+
+class Sample(NamedTuple):
+    """One of the sets of images that a statistic compares.
+
+    Attributes:
+        features: Of the images.
+        patients: Patient of each image.
+    """
+
+    features: Float32[Tensor, "n f"]
+    patients: Shaped[np.ndarray, " n"]
+
+
+class TwoSamples:
+    """Bootstrap of a costly statistic of two samples, each cut to a few whole patients.
+
+    Args:
+        real: The real images.
+        synthetic: The synthetic images.
+        largest: Images to keep of each, see `subsample`.
+        seed: Of their choice and of the draws.
+
+    Attributes:
+        real: Features of the real images that are kept.
+        synthetic: Features of the synthetic images that are kept.
+    """
+
+    def __init__(self, real: Sample, synthetic: Sample, largest: int, seed: int) -> None:
+        generator = np.random.default_rng(seed)
+        self.sides = [subsample(side.patients, largest, generator) for side in (real, synthetic)]
+        self.real, self.synthetic = (
+            sample.features[torch.from_numpy(side.rows)]
+            for sample, side in zip((real, synthetic), self.sides, strict=True)
+        )
+        self.seed = seed
+
+    def interval(
+        self,
+        value: float,
+        statistic: Callable[[Int[Tensor, " n"], Int[Tensor, " m"]], float],
+        draws: int,
+        least: float = 0.0,
+    ) -> tuple[float, float] | None:
+        """95 % interval around the value of the whole samples, see `centred_interval`.
+
+        Args:
+            value: The value.
+            statistic: From how often each kept image is drawn to a number.
+            draws: Bootstrap draws; None below 20.
+            least: The least that the statistic can be.
+        """
+
+        def of_arrays(*weights: Int[np.ndarray, " _"]) -> float:
+            return statistic(*(torch.from_numpy(w).to(self.real.device) for w in weights))
+
+        patients = [side.patients for side in self.sides]
+        drawn = [side.drawn for side in self.sides]
+        replicates = replicate(of_arrays, patients, draws, self.seed, drawn)
+        return centred_interval(value, replicates, least=least)

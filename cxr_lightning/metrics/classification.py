@@ -7,51 +7,10 @@ take one draw a call, which is a hundred times slower.
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int, Shaped
-from scipy.stats import binomtest
 from sklearn.metrics import roc_curve
-
-from cxr_lightning.metrics.bootstrap import patient_weights, percentile_interval
 
 ECE_BINS = 15
 """Guo et al. 2017 (arXiv 1706.04599), section 2."""
-
-
-def bootstrap_weights(
-    patients: Shaped[np.ndarray, " n"], draws: int, seed: int
-) -> Float64[np.ndarray, "draws n"]:
-    """Weights of the images in draws of patients; the first row is 1: the images as they are.
-
-    Args:
-        patients: Patient of each image.
-        draws: Bootstrap draws, so `draws` + 1 rows.
-        seed: The same seed gives the same draws.
-    """
-    generator = np.random.default_rng(seed)
-    patient = np.unique(patients, return_inverse=True)[1]
-    weights = np.ones((draws + 1, len(patients)))
-    for row in weights[1:]:
-        row[:] = patient_weights(patient, generator)
-    return weights
-
-
-def interval(
-    estimates: Float64[np.ndarray, " draws"], patients: int | None = None
-) -> tuple[float, float] | None:
-    """95 % percentile interval of the draws behind the first, which is the value itself.
-
-    Where a share is 0 or 1 in every draw, the bootstrap has no width; then it is Wilson's interval
-    (1927) of as many patients, all alike.
-
-    Args:
-        estimates: The value and its draws.
-        patients: Patients behind it; None where the value is no share.
-    """
-    drawn = estimates[1:]
-    found = percentile_interval(drawn[np.isfinite(drawn)])
-    if found is None or not patients or found[0] < found[1] or estimates[0] not in (0.0, 1.0):
-        return found
-    alike = binomtest(int(estimates[0]) * patients, patients).proportion_ci(method="wilson")
-    return float(alike.low), float(alike.high)
 
 
 def auroc(

@@ -6,13 +6,12 @@ d^2 = |mu_1 - mu_2|^2 + Tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2)).
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from jaxtyping import Float, Float32, Float64, Int, Shaped
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from cxr_lightning.metrics.bootstrap import centred_interval, replicate, subsample
+from cxr_lightning.metrics.bootstrap import Sample, TwoSamples
 from cxr_lightning.metrics.extractors import Extractor
 
 BLOCK = 4096
@@ -93,38 +92,25 @@ def frechet(one: Moments, other: Moments) -> float:
 
 
 def frechet_interval(
-    value: float,
-    real: Float32[Tensor, "n f"],
-    synthetic: Float32[Tensor, "m f"],
-    real_patients: Shaped[np.ndarray, " n"],
-    synthetic_patients: Shaped[np.ndarray, " m"],
-    draws: int,
-    seed: int,
+    value: float, real: Sample, synthetic: Sample, draws: int, seed: int
 ) -> tuple[float, float] | None:
     """95 % interval of the Fréchet distance at these numbers of images.
 
-    Features are resampled over patients on both sides, from patients of at most 5,000 images a side
-    (`subsample`), and the interval is centred (`centred_interval`); it says nothing about the bias
-    that a finite number of images brings.
+    Features are resampled over patients on both sides, from patients of at most 5,000 images a
+    side. The interval says nothing about the bias that a finite number of images brings.
+
+    Args:
+        value: The distance of all images, which the interval is laid around.
+        real: The real images.
+        synthetic: The synthetic images.
+        draws: Bootstrap draws; None below 20.
+        seed: Of the draws.
     """
-    generator = np.random.default_rng(seed)
-    sides = [
-        subsample(patients, INTERVAL_IMAGES, generator)
-        for patients in (real_patients, synthetic_patients)
-    ]
-    kept = [
-        features[torch.from_numpy(side.rows)]
-        for features, side in zip((real, synthetic), sides, strict=True)
-    ]
+    sides = TwoSamples(real, synthetic, INTERVAL_IMAGES, seed)
 
-    def statistic(*weights: Int[np.ndarray, " _"]) -> float:
-        if min(weight.sum() for weight in weights) < 2:
+    def statistic(of_real: Int[Tensor, " n"], of_synthetic: Int[Tensor, " m"]) -> float:
+        if min(of_real.sum(), of_synthetic.sum()) < 2:
             return float("nan")
-        one, other = (
-            moments(features, torch.from_numpy(weight).to(features.device))
-            for features, weight in zip(kept, weights, strict=True)
-        )
-        return frechet(one, other)
+        return frechet(moments(sides.real, of_real), moments(sides.synthetic, of_synthetic))
 
-    patients, drawn = [side.patients for side in sides], [side.drawn for side in sides]
-    return centred_interval(value, replicate(statistic, patients, draws, seed, drawn))
+    return sides.interval(value, statistic, draws)

@@ -9,6 +9,7 @@ have N images: the real images of a condition may be fewer than the synthetic on
 that they bring would stay in the intercept.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,13 +17,17 @@ import torch
 from jaxtyping import Float32, Int
 from torch import Tensor
 
-from cxr_lightning.metrics.fid import frechet, moments
+from cxr_lightning.metrics.bootstrap import Sample, TwoSamples
+from cxr_lightning.metrics.fid import INTERVAL_IMAGES, frechet, moments
 
 MIN_IMAGES = 100
 """Images a side below which there is no extrapolation."""
 
 SHRINKAGE = 3
 """Ratio of the largest to the smallest number of images."""
+
+FEWEST_POINTS = 3
+"""Of a line that is laid many times, for its interval or its floor."""
 
 
 class FidInfinity(NamedTuple):
@@ -73,24 +78,61 @@ def fid_infinity(
     """
     if points < 2:
         raise ValueError(f"`points` must be at least 2, not {points}.")
-    largest = min(len(real), len(synthetic))
-    if largest < MIN_IMAGES:
+    if min(len(real), len(synthetic)) < MIN_IMAGES:
         return None
+    once = [torch.ones_like(side[:, 0], dtype=torch.int64) for side in (real, synthetic)]
+    return _extrapolate((real, synthetic), once, points, np.random.default_rng(seed))
+
+
+@torch.no_grad()
+def fid_infinity_interval(
+    value: float, real: Sample, synthetic: Sample, draws: int, seed: int
+) -> tuple[float, float] | None:
+    """95 % interval of FID-infinity by a bootstrap over the patients of both sides.
+
+    From patients of at most 5,000 images a side. A draw repeats images, which adds the same to FID
+    at every N: it moves the intercept, not the slope, and the interval is centred. Each draw has a
+    line through 3 points.
+
+    Args:
+        value: FID-infinity of all images, which the interval is laid around.
+        real: The real images.
+        synthetic: The synthetic images.
+        draws: Bootstrap draws; None below 20.
+        seed: Of the draws and their subsets.
+    """
+    sides = TwoSamples(real, synthetic, INTERVAL_IMAGES, seed)
+    generator = np.random.default_rng(seed + 1)
+
+    def statistic(*weights: Int[Tensor, " _"]) -> float:
+        features = (sides.real, sides.synthetic)
+        return _extrapolate(features, weights, FEWEST_POINTS, generator).value
+
+    return sides.interval(value, statistic, draws, least=-np.inf)
+
+
+def _extrapolate(
+    sides: Sequence[Float32[Tensor, "_ f"]],
+    weights: Sequence[Int[Tensor, " _"]],
+    points: int,
+    generator: np.random.Generator,
+) -> FidInfinity:
+    """The line of two sets of features in which image i occurs `weights[i]` times."""
+    largest = min(int(weight.sum()) for weight in weights)
     sizes = [round(largest / step) for step in np.linspace(1, SHRINKAGE, points)]
-    generator = np.random.default_rng(seed)
-    values = [
-        frechet(*(moments(side, _subset(side, size, generator)) for side in (real, synthetic)))
-        for size in sizes
-    ]
+    values = []
+    for size in sizes:
+        subsets = [_subset(weight, size, generator) for weight in weights]
+        one, other = map(moments, sides, subsets)
+        values.append(frechet(one, other))
     value, slope = np.polynomial.polynomial.polyfit(1 / np.array(sizes), values, deg=1)
     return FidInfinity(float(value), float(slope), sizes[-1], sizes[0], tuple(sizes), tuple(values))
 
 
 def _subset(
-    features: Float32[Tensor, "n f"], size: int, generator: np.random.Generator
+    weights: Int[Tensor, " n"], size: int, generator: np.random.Generator
 ) -> Int[Tensor, " n"]:
-    """Weights that are 1 for so many random images and 0 for the others."""
-    chosen = generator.choice(len(features), size, replace=False)
-    weights = torch.zeros(len(features), dtype=torch.int64)
-    weights[torch.from_numpy(chosen)] = 1
-    return weights.to(features.device)
+    """Weights of so many random images, of which image i occurs at most `weights[i]` times."""
+    images = np.repeat(np.arange(len(weights)), weights.cpu().numpy())
+    chosen = torch.from_numpy(generator.choice(images, size, replace=False))
+    return torch.bincount(chosen, minlength=len(weights)).to(weights.device)

@@ -4,14 +4,15 @@ Bińkowski et al. 2018 (arXiv 1801.01401), section 4: the squared maximum mean d
 kernel k(x, y) = (x.y / f + 1)^3 of f features, estimated without pairs of an image with itself.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Float64, Int, Shaped
+from jaxtyping import Float32, Float64, Shaped
 from torch import Tensor
 
-from cxr_lightning.metrics.bootstrap import centred_interval, replicate, subsample
+from cxr_lightning.metrics.bootstrap import Sample, TwoSamples
 
 INTERVAL_IMAGES = 2_000
 """Images a side that the interval is computed from."""
@@ -111,43 +112,21 @@ def _mean_of_pairs(
 
 @torch.no_grad()
 def kid_interval(
-    value: float,
-    real: Float32[Tensor, "n f"],
-    synthetic: Float32[Tensor, "m f"],
-    real_patients: Shaped[np.ndarray, " n"],
-    synthetic_patients: Shaped[np.ndarray, " m"],
-    draws: int,
-    seed: int,
+    value: float, real: Sample, synthetic: Sample, draws: int, seed: int
 ) -> tuple[float, float] | None:
     """95 % interval of KID by a bootstrap over the patients of both sides.
 
-    From patients of at most 2,000 images a side (`subsample`), by the unbiased estimator with
-    weights (`discrepancy`). Where the sides do not differ the interval is too wide, since the
-    estimator's leading term then vanishes (Arcones and Giné 1992).
+    From patients of at most 2,000 images a side, by the unbiased estimator with weights
+    (`discrepancy`). Where the sides do not differ the interval is too wide, since the estimator's
+    leading term then vanishes (Arcones and Giné 1992).
 
     Args:
         value: KID of all images, which the interval is laid around.
-        real: Features of the real images.
-        synthetic: Features of the synthetic images.
-        real_patients: Patient of each real image.
-        synthetic_patients: Patient of each synthetic image.
+        real: The real images.
+        synthetic: The synthetic images.
         draws: Bootstrap draws; None below 20.
-        seed: Of the subsamples and of the draws.
+        seed: Of the draws.
     """
-    generator = np.random.default_rng(seed)
-    sides = [
-        subsample(patients, INTERVAL_IMAGES, generator)
-        for patients in (real_patients, synthetic_patients)
-    ]
-    one, other = (
-        features[torch.from_numpy(side.rows)]
-        for features, side in zip((real, synthetic), sides, strict=True)
-    )
-    kernels = _kernels(one, other)
-
-    def statistic(*weights: Int[np.ndarray, " _"]) -> float:
-        return discrepancy(kernels, *(torch.from_numpy(w).to(one.device) for w in weights))
-
-    patients, drawn = [side.patients for side in sides], [side.drawn for side in sides]
-    replicates = replicate(statistic, patients, draws, seed, drawn)
-    return centred_interval(value, replicates, least=-np.inf)
+    sides = TwoSamples(real, synthetic, INTERVAL_IMAGES, seed)
+    kernels = _kernels(sides.real, sides.synthetic)
+    return sides.interval(value, partial(discrepancy, kernels), draws, least=-np.inf)

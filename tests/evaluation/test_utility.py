@@ -88,7 +88,16 @@ def test_every_regime_has_its_records(useful) -> None:  # type: ignore[no-untype
             record = _find(result, "utility_auroc", regime, where, fraction)
             assert record.interval is not None
             assert record.interval[0] <= record.value <= record.interval[1]
-            assert record.floor is record.better is None
+            assert record.better is None
+            if regime == "real":
+                assert record.floor is None
+            else:
+                alone = _find(result, "utility_auroc", "real", where)
+                assert record.floor is not None
+                assert (record.floor.value, record.floor.low, record.floor.high) == (
+                    alone.value,
+                    *(alone.interval or ()),
+                )
             assert record.value == pytest.approx(np.mean(record.details["values"]))
             assert "only 2 trainings" in (record.warning or "")
         if regime != "real":

@@ -2,9 +2,15 @@
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
 from cxr_lightning.metrics.bootstrap import (
+    Sample,
+    TwoSamples,
+    bootstrap_weights,
     centred_interval,
+    draws_interval,
     patient_weights,
     percentile_interval,
     replicate,
@@ -91,3 +97,53 @@ def test_draws_from_a_subsample_vary_like_draws_from_all() -> None:
     drawn = replicate(mean, [sub.patients], 500, seed=1, drawn=[sub.drawn])
     # 400 values give the variance within 2 / sqrt(2 * 400) = 7 %, 500 draws within 6 %: 3 x 9 %.
     assert drawn.var() * 4000 == pytest.approx(1.0, rel=0.28)
+
+
+def test_bootstrap_weights_keep_patients_together_and_start_with_the_sample() -> None:
+    patients = np.array(["b", "a", "b", "c"])
+    weights = bootstrap_weights(patients, 30, seed=2)
+    assert weights.shape == (31, 4)
+    assert (weights[0] == 1.0).all()
+    assert (weights[:, 0] == weights[:, 2]).all()
+    assert len(np.unique(weights, axis=0)) > 5
+    assert np.array_equal(weights, bootstrap_weights(patients, 30, seed=2))
+
+
+def test_interval_leaves_the_value_and_missing_draws_out() -> None:
+    estimates = np.array([1000.0, *np.arange(101.0), np.nan])
+    assert draws_interval(estimates) == pytest.approx((2.5, 97.5))
+    assert draws_interval(estimates[:1]) is None
+
+
+def test_interval_of_a_share_that_no_draw_changes_is_wilsons() -> None:
+    always, never = np.ones(31), np.zeros(31)
+    assert draws_interval(always) == (1.0, 1.0)
+    # (n + z^2 / 2 +- z^2 / 2) / (n + z^2), z = 1.96
+    z2 = 1.959964**2
+    assert draws_interval(always, 12) == pytest.approx((12 / (12 + z2), 1.0))
+    assert draws_interval(never, 12) == pytest.approx((0.0, z2 / (12 + z2)))
+    assert draws_interval(np.full(31, 0.5), 12) == (0.5, 0.5)
+    assert draws_interval(always[:1], 12) is None
+
+
+def test_two_samples_keep_whole_patients_and_draw_as_many_as_there_are() -> None:
+    """Draws of 40 patients on one side and 10 on the other, from at most 12 images of each."""
+    features = torch.arange(40.0)[:, None]
+    one = Sample(features, np.arange(40))
+    other = Sample(features[:20], np.arange(20) // 2)
+    sides = TwoSamples(one, other, largest=12, seed=0)
+    assert (len(sides.real), len(sides.synthetic)) == (12, 12)
+    pairs = sides.synthetic.flatten().sort().values.view(6, 2)
+    assert (pairs % 2 == torch.tensor([0.0, 1.0])).all()
+    seen = []
+
+    def statistic(of_real: Tensor, of_synthetic: Tensor) -> float:
+        seen.append((int(of_real.sum()), int(of_synthetic.sum())))
+        return float(of_real @ sides.real[:, 0] / of_real.sum())
+
+    interval = sides.interval(5.0, statistic, 50, least=4.0)
+    assert set(seen) == {(40, 20)}
+    assert interval is not None
+    assert 4.0 <= interval[0] < 5.0 < interval[1]
+    assert interval == sides.interval(5.0, statistic, 50, least=4.0)
+    assert sides.interval(5.0, statistic, 10) is None

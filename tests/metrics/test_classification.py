@@ -7,11 +7,10 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score, brier_score_loss, roc_auc_score, roc_curve
 from torchmetrics.functional.classification import binary_calibration_error
 
+from cxr_lightning.metrics.bootstrap import bootstrap_weights
 from cxr_lightning.metrics.classification import (
     auroc,
-    bootstrap_weights,
     calibration_error,
-    interval,
     mean,
     mean_at_share,
     reliability,
@@ -109,16 +108,6 @@ def test_reliability_equals_scikit_learn(answers) -> None:  # type: ignore[no-un
     assert sum(found["count"]) == N
 
 
-def test_bootstrap_weights_keep_patients_together_and_start_with_the_sample() -> None:
-    patients = np.array(["b", "a", "b", "c"])
-    weights = bootstrap_weights(patients, 30, seed=2)
-    assert weights.shape == (31, 4)
-    assert (weights[0] == 1.0).all()
-    assert (weights[:, 0] == weights[:, 2]).all()
-    assert len(np.unique(weights, axis=0)) > 5
-    assert np.array_equal(weights, bootstrap_weights(patients, 30, seed=2))
-
-
 def test_subsets_hold_the_asked_number_of_each_class() -> None:
     truth = np.arange(30) < 10
     weights = bootstrap_weights(np.arange(30), 20, seed=3)
@@ -126,20 +115,3 @@ def test_subsets_hold_the_asked_number_of_each_class() -> None:
     assert (chosen <= weights).all()
     assert (chosen[:, truth].sum(axis=1) == np.minimum(4, weights[:, truth].sum(axis=1))).all()
     assert (chosen[:, ~truth].sum(axis=1) == 9).all()
-
-
-def test_interval_leaves_the_value_and_missing_draws_out() -> None:
-    estimates = np.array([1000.0, *np.arange(101.0), np.nan])
-    assert interval(estimates) == pytest.approx((2.5, 97.5))
-    assert interval(estimates[:1]) is None
-
-
-def test_interval_of_a_share_that_no_draw_changes_is_wilsons() -> None:
-    always, never = np.ones(31), np.zeros(31)
-    assert interval(always) == (1.0, 1.0)
-    # (n + z^2 / 2 +- z^2 / 2) / (n + z^2), z = 1.96
-    z2 = 1.959964**2
-    assert interval(always, 12) == pytest.approx((12 / (12 + z2), 1.0))
-    assert interval(never, 12) == pytest.approx((0.0, z2 / (12 + z2)))
-    assert interval(np.full(31, 0.5), 12) == (0.5, 0.5)
-    assert interval(always[:1], 12) is None

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from cxr_lightning.metrics import fid
+from cxr_lightning.metrics.bootstrap import Sample
 from cxr_lightning.metrics.extractors import build_extractor
 from cxr_lightning.metrics.fid import (
     frechet,
@@ -148,9 +149,8 @@ def test_interval_holds_the_value_and_narrows() -> None:
     for n in (50, 400):
         real, synthetic = _features(n, 8, 1), _features(n, 8, 2, shift=0.5)
         value = frechet_of_features(real, synthetic)
-        low, high = frechet_interval(
-            value, real, synthetic, np.arange(n), np.arange(n), draws=100, seed=0
-        ) or (0.0, 0.0)
+        sides = (Sample(real, np.arange(n)), Sample(synthetic, np.arange(n)))
+        low, high = frechet_interval(value, *sides, draws=100, seed=0) or (0.0, 0.0)
         assert low < value < high
         widths.append(high - low)
     # A mean's error falls with sqrt(n): 1 / sqrt(8) = .35.
@@ -158,9 +158,8 @@ def test_interval_holds_the_value_and_narrows() -> None:
 
 
 def test_no_interval_without_draws() -> None:
-    features = _features(5, 3, 1)
-    patients = np.arange(5)
-    assert frechet_interval(0.0, features, features, patients, patients, draws=0, seed=0) is None
+    sample = Sample(_features(5, 3, 1), np.arange(5))
+    assert frechet_interval(0.0, sample, sample, draws=0, seed=0) is None
 
 
 @pytest.mark.slow
@@ -171,7 +170,8 @@ def test_interval_covers_the_expected_value_at_this_n() -> None:
     values = [frechet_of_features(*pair) for pair in sets]
     expected, patients, covered = float(np.mean(values)), np.arange(n), 0
     for i, (pair, value) in enumerate(zip(sets, values, strict=True)):
-        interval = frechet_interval(value, *pair, patients, patients, draws=100, seed=i)
+        sides = [Sample(side, patients) for side in pair]
+        interval = frechet_interval(value, *sides, draws=100, seed=i)
         assert interval is not None
         covered += interval[0] <= expected <= interval[1]
     assert covered >= 0.86 * trials  # .95 less 3 binomial standard errors of .028
@@ -183,9 +183,8 @@ def test_interval_of_many_images_is_that_of_a_subsample(monkeypatch: pytest.Monk
     value, widths = frechet(moments(real), moments(synthetic)), []
     for largest in (3000, 400):
         monkeypatch.setattr(fid, "INTERVAL_IMAGES", largest)
-        low, high = frechet_interval(
-            value, real, synthetic, np.arange(3000), np.arange(1500), draws=200, seed=0
-        ) or (0.0, 0.0)
+        sides = (Sample(real, np.arange(3000)), Sample(synthetic, np.arange(1500)))
+        low, high = frechet_interval(value, *sides, draws=200, seed=0) or (0.0, 0.0)
         assert low < value < high
         widths.append(high - low)
     # A quantile range of 200 draws is known to about 10 %, the spread of 400 images to 4 %.

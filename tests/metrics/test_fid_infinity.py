@@ -6,8 +6,9 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
+from cxr_lightning.metrics.bootstrap import Sample
 from cxr_lightning.metrics.fid import frechet, moments
-from cxr_lightning.metrics.fid_infinity import MIN_IMAGES, fid_infinity
+from cxr_lightning.metrics.fid_infinity import MIN_IMAGES, fid_infinity, fid_infinity_interval
 
 DIM, SHIFT, SCALE = 32, 0.2, 1.1
 TRUTH = DIM * (SHIFT**2 + (SCALE - 1) ** 2)
@@ -86,3 +87,32 @@ def test_seed_and_too_few_images() -> None:
     assert fid_infinity(one, other[1:], seed=0) is None
     with pytest.raises(ValueError, match="`points`"):
         fid_infinity(one, other, points=1, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("images", [1, 2])
+def test_interval_covers_the_expected_value(images: int) -> None:
+    """Patients of one image, or of two equal ones."""
+    patients, values, intervals = np.arange(200).repeat(images), [], []
+    for seed in range(60):
+        real, synthetic = (
+            _features(200, 2 * seed + side, side * SHIFT)[:, :8].repeat_interleave(images, 0)
+            for side in (0, 1)
+        )
+        found = fid_infinity(real, synthetic, seed=seed)
+        assert found is not None
+        sides = (Sample(real, patients), Sample(synthetic, patients))
+        interval = fid_infinity_interval(found.value, *sides, draws=100, seed=seed)
+        assert interval is not None
+        values.append(found.value)
+        intervals.append(interval)
+    expected = float(np.mean(values))
+    covered = sum(low <= expected <= high for low, high in intervals)
+    assert covered >= 0.86 * len(values)  # .95 less 3 binomial standard errors of .028
+    # The draws have 3 points and the value 15, so their subsets scatter more.
+    assert np.mean([high - low for low, high in intervals]) < 1.5 * 2 * 1.96 * np.std(values)
+
+
+def test_no_interval_without_draws() -> None:
+    sample = Sample(_features(MIN_IMAGES, 1), np.arange(MIN_IMAGES))
+    assert fid_infinity_interval(0.0, sample, sample, draws=0, seed=0) is None

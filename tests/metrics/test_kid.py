@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from cxr_lightning.metrics import kid as module
+from cxr_lightning.metrics.bootstrap import Sample
 from cxr_lightning.metrics.kid import Kernels, discrepancy, kernel, kid, kid_interval
 
 
@@ -151,7 +152,8 @@ def test_interval_covers_the_truth(
         real, real_patients = _patients(real_count, images, 2 * trial, 0.0)
         synthetic, patients = _patients(count, images, 2 * trial + 1, 0.5)
         value = _whole(real, synthetic)
-        interval = kid_interval(value, real, synthetic, real_patients, patients, 100, trial)
+        sides = (Sample(real, real_patients), Sample(synthetic, patients))
+        interval = kid_interval(value, *sides, 100, trial)
         assert interval is not None
         covered += interval[0] <= truth <= interval[1]
         values.append(value)
@@ -166,9 +168,8 @@ def test_interval_of_a_subsample_is_as_wide_as_that_of_all(monkeypatch: pytest.M
     value, widths = _whole(real, synthetic), []
     for largest in (1500, 400):
         monkeypatch.setattr(module, "INTERVAL_IMAGES", largest)
-        low, high = kid_interval(
-            value, real, synthetic, np.arange(1500), np.arange(600), draws=300, seed=0
-        ) or (0.0, 0.0)
+        sides = (Sample(real, np.arange(1500)), Sample(synthetic, np.arange(600)))
+        low, high = kid_interval(value, *sides, draws=300, seed=0) or (0.0, 0.0)
         assert low < value < high
         widths.append(high - low)
     # A quantile range of 300 draws is known to about 8 %, the spread of 400 images to 5 %.
@@ -176,5 +177,5 @@ def test_interval_of_a_subsample_is_as_wide_as_that_of_all(monkeypatch: pytest.M
 
 
 def test_no_interval_without_draws() -> None:
-    features, patients = _features(6, 3, 1), np.arange(6)
-    assert kid_interval(0.0, features, features, patients, patients, draws=0, seed=0) is None
+    sample = Sample(_features(6, 3, 1), np.arange(6))
+    assert kid_interval(0.0, sample, sample, draws=0, seed=0) is None
