@@ -139,7 +139,7 @@ def test_two_samples_keep_whole_patients_and_draw_as_many_as_there_are() -> None
 
     def statistic(of_real: Tensor, of_synthetic: Tensor) -> float:
         seen.append((int(of_real.sum()), int(of_synthetic.sum())))
-        return float(of_real @ sides.real[:, 0] / of_real.sum())
+        return float((of_real * sides.real[:, 0]).sum() / of_real.sum())
 
     interval = sides.interval(5.0, statistic, 50, least=4.0)
     assert set(seen) == {(40, 20)}
