@@ -1,7 +1,9 @@
 """cxr: one table of commands; LightningCLI for fit, validate, test and predict."""
 
+import errno
 import importlib
 import inspect
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -84,8 +86,16 @@ def main(args: list[str] | None = None) -> None:
 
 
 def find_mistake(error: BaseException | None) -> UserError | None:
-    """The user's mistake behind an error: jsonargparse wraps what a class raises when built."""
+    """The user's mistake behind an error: jsonargparse wraps what a class raises when built.
+
+    A full disk counts as one: what was written is kept, and the same command goes on from there.
+    """
     while error is not None and not isinstance(error, UserError):
+        if os.strerror(errno.ENOSPC) in str(error):  # safetensors' and torch's have no errno
+            place = getattr(error, "filename", None) or "out"
+            return UserError(
+                f"{place}: no space is left on its disk; make room and give the same command again."
+            )
         error = error.__cause__
     return error
 

@@ -1,11 +1,21 @@
 """Folders and files that are either whole or absent."""
 
 import hashlib
+import math
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib.format import open_memmap
+
+from cxr_lightning.errors import UserError
+
+ZEROS = 2**20
+"""Bytes written at a time to take place on the disk."""
 
 
 @contextmanager
@@ -36,3 +46,34 @@ def sha256_file(path: Path) -> str:
     """Hex sha256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def create_array(
+    file: Path, dtype: type[np.generic], shape: tuple[int, ...]
+) -> np.memmap[Any, Any]:
+    """A new .npy file, mapped into memory for writing, whose place on the disk is taken at once.
+
+    A sparse file would end the process by SIGBUS where the disk turns out to be full.
+
+    Args:
+        file: The file; its folder exists.
+        dtype: Of the array.
+        shape: Of the array, not empty.
+
+    Raises:
+        UserError: If the disk has no room; no file is left then.
+    """
+    size = np.dtype(dtype).itemsize * math.prod(shape)
+    try:
+        array: np.memmap[Any, Any] = open_memmap(file, "w+", dtype, shape)
+        with file.open("r+b") as raw:
+            raw.seek(array.offset)
+            for start in range(0, size, ZEROS):
+                raw.write(bytes(min(ZEROS, size - start)))
+    except OSError as error:
+        file.unlink(missing_ok=True)
+        raise UserError(
+            f"{file}: no room for {size} bytes on its disk; make room and give the same command "
+            "again, or choose another folder."
+        ) from error
+    return array

@@ -1,5 +1,7 @@
 """The command line: help, versions, mistakes."""
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -176,3 +178,26 @@ def test_an_interruption_is_one_sentence(
         main(["prepare"])
     assert stop.value.code == 130
     assert capsys.readouterr().err == "cxr prepare: interrupted; give the same command again.\n"
+
+
+@pytest.mark.parametrize(
+    ("full_disk", "place"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "set/train.csv"), "set/train.csv"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "out"),
+    ],
+)
+def test_a_full_disk_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    full_disk: Exception,
+    place: str,
+) -> None:
+    def full(args: list[str]) -> None:
+        raise ValueError("wrapped") from full_disk
+
+    monkeypatch.setattr("cxr_lightning.cli.run", full)
+    assert fails(capsys, "generate") == (
+        f"cxr generate: error: {place}: no space is left on its disk; make room and give the same "
+        "command again.\n"
+    )

@@ -1,11 +1,14 @@
 """Folders that are either whole or absent."""
 
 import hashlib
+import resource
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from cxr_lightning.files import atomic_folder, sha256_file
+from cxr_lightning.errors import UserError
+from cxr_lightning.files import atomic_folder, create_array, sha256_file
 
 
 def test_folder_appears_at_the_end_with_its_parents(tmp_path: Path):
@@ -57,3 +60,25 @@ def test_sha256_is_that_of_the_bytes(tmp_path: Path):
     data = bytes(range(256)) * 5000
     (tmp_path / "file").write_bytes(data)
     assert sha256_file(tmp_path / "file") == hashlib.sha256(data).hexdigest()
+
+
+def test_an_array_takes_its_place_on_the_disk_at_once(tmp_path: Path):
+    array = create_array(tmp_path / "a.npy", np.float32, (1000, 700))
+    array[999] = 1.0
+    array.flush()
+    # Blocks of 512 bytes; a sparse file would have a few.
+    assert (tmp_path / "a.npy").stat().st_blocks * 512 >= array.nbytes
+    read = np.load(tmp_path / "a.npy")
+    assert (read.dtype, read.shape, read.sum()) == (np.float32, (1000, 700), 700.0)
+
+
+def test_an_array_without_room_leaves_no_file(tmp_path: Path):
+    """The kernel's limit on the size of files stands for a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"a.npy: no room for 40000 bytes on its disk; make"):
+            create_array(tmp_path / "a.npy", np.uint8, (200, 200))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []

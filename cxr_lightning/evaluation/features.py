@@ -20,6 +20,7 @@ from numpy.lib.format import open_memmap
 from torch import Tensor
 from tqdm import tqdm
 
+from cxr_lightning.files import create_array
 from cxr_lightning.metrics.extractors import Extractor
 
 BLOCK = 1024
@@ -110,7 +111,7 @@ class _Blocks:
                 _warn(f"{folder} is damaged, so it is made again")
             self.done = {}
             folder.mkdir(parents=True, exist_ok=True)
-            self.values = open_memmap(file, "w+", np.float32, shape)
+            self.values = create_array(file, np.float32, shape)
             self._write_done()
             return
         self.values = open_memmap(file, "r+")

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -13,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Shaped, UInt8
-from numpy.lib.format import open_memmap
 from PIL import Image
 from tqdm import tqdm
 
@@ -33,6 +31,7 @@ from cxr_lightning.data.vocabulary import (
     parse_condition,
 )
 from cxr_lightning.errors import UserError
+from cxr_lightning.files import create_array
 from cxr_lightning.types import NOT_ANNOTATED, OBSERVATIONS
 
 MANIFEST_FORMAT = 1
@@ -208,13 +207,7 @@ def _read_images(
 ) -> tuple[UInt8[np.ndarray, "k size size"], list[int], dict[str, str], list[str]]:
     """The images that can be read, which they are, why others cannot, and notes."""
     reader, read = LayoutReader((root,)), partial(_read_image, root, size)
-    needed, free = len(paths) * size**2, shutil.disk_usage(array.parent).free
-    if needed > free:
-        raise UserError(
-            f"out: {array.parent.parent} needs {needed} bytes for the synthetic images and {free} "
-            "are free; make room or give another folder."
-        )
-    images = open_memmap(array, "w+", np.uint8, (max(len(paths), 1), size, size))
+    images = create_array(array, np.uint8, (max(len(paths), 1), size, size))
     kept: list[int] = []
     failures: dict[str, str] = {}
     resized = 0

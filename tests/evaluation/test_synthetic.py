@@ -167,13 +167,6 @@ def test_absent_and_empty(tmp_path: Path) -> None:
         _read(tmp_path / "empty", tmp_path)
 
 
-def test_no_room(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = type("Usage", (), {"free": 100})
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(UserError, match="needs 1536 bytes .* and 100 are free"):
-        _read(folder, tmp_path)
-
-
 def test_observations_are_numbers(folder: Path, tmp_path: Path) -> None:
     table = _read(folder, tmp_path).table
     assert table[list(OBSERVATIONS)].dtypes.eq(float).all()
