@@ -51,6 +51,13 @@ SEVERAL: dict[str, dict[str, dict[str, Any]]] = {
             "help": "Shares of the real training patients of the utility axis; default: 0.1 1.",
         },
     },
+    "generate": {
+        "guidance_interval": {
+            "type": float,
+            "help": "From and to which share of the diffusion steps there is guidance, such as "
+            "0.2 0.8 (0 the clean image, 1 pure noise); default: all of them.",
+        }
+    },
     "prepare": {
         "parts": {
             "type": str,

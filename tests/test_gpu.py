@@ -14,6 +14,7 @@ from cxr_lightning.data.datamodule import CheXpertDataModule
 from cxr_lightning.data.transforms import to_image
 from cxr_lightning.data.vocabulary import parse_condition
 from cxr_lightning.diffusion.generator import Generator
+from cxr_lightning.diffusion.samplers import Sampling
 from cxr_lightning.metrics.fid import frechet, moments
 from cxr_lightning.metrics.kid import kid
 from cxr_lightning.metrics.neighbours import nearest
@@ -32,9 +33,9 @@ def test_generator_makes_the_same_images_as_on_the_cpu(products: Path) -> None:
     generator = Generator.from_pretrained(products / "generator")
     asked = parse_condition("pneumonia").request(4)
     index = torch.arange(4)
-    expected = to_image(generator.generate(asked, index, steps=5)).int()
+    expected = to_image(generator.generate(asked, index, Sampling(steps=5))).int()
     on_gpu = asked.to("cuda")
-    made = to_image(generator.cuda().generate(on_gpu, index, steps=5)).cpu().int()
+    made = to_image(generator.cuda().generate(on_gpu, index, Sampling(steps=5))).cpu().int()
     # TF32 convolutions keep 10 bits: a relative error of 1e-3 a layer, a few grey values in all
     assert (made - expected).abs().float().mean() < 2.0
 

@@ -29,8 +29,8 @@ TINY_UNET = [
     "--model.init_args.multipliers=[1,2]",
     "--model.init_args.blocks=1",
     "--model.init_args.timesteps=50",
-    "--samples.steps=2",
-    "--generation.steps=2",
+    "--samples.sampling.steps=2",
+    "--generation.sampling.steps=2",
 ]
 
 
@@ -50,8 +50,8 @@ def fit_args(stage: str, prepared: Path, runs: Path) -> list[str]:
             f"--model.init_args.generator={runs}/ddpm/product",
             f"--model.init_args.encoder={runs}/moco/product",
             f"--generation.encoder={runs}/moco/product",
-            "--samples.steps=2",
-            "--generation.steps=2",
+            "--samples.sampling.steps=2",
+            "--generation.sampling.steps=2",
         ],
     }
     return [

@@ -1,5 +1,6 @@
 """GenerationMetrics: FID and representation score during validation."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 from cxr_lightning.artifacts import check_product, load_network
 from cxr_lightning.data.transforms import to_image
 from cxr_lightning.diffusion.generator import Generator
+from cxr_lightning.diffusion.samplers import Sampling
 from cxr_lightning.metrics.extractors import build_extractor
 from cxr_lightning.metrics.fid import frechet_distance
 from cxr_lightning.metrics.representation_score import ReconstructedRepresentationScore
@@ -32,8 +34,7 @@ class GenerationMetrics(Callback):
         count: New images, and at most as many reconstructions.
         batch_size: Images made at once on each process.
         every: Measure at every so many-th validation.
-        steps: Denoising steps.
-        guidance: Weight of classifier-free guidance.
+        sampling: Sampler, steps and guidance; reconstructions are made without guidance.
 
     Raises:
         UserError: If weights are missing; at the start, not after an epoch.
@@ -47,8 +48,7 @@ class GenerationMetrics(Callback):
         count: int = 256,
         batch_size: int = 64,
         every: int = 1,
-        steps: int = 20,
-        guidance: float = 1.0,
+        sampling: Sampling = Sampling(steps=20),
     ) -> None:
         self.extractor = None if extractor is None else build_extractor(extractor, weights)
         self.fid = None if self.extractor is None else frechet_distance(self.extractor)
@@ -59,8 +59,7 @@ class GenerationMetrics(Callback):
         self.count = count
         self.batch_size = batch_size
         self.every = every
-        self.steps = steps
-        self.guidance = guidance
+        self.sampling = sampling
         self.validations = 0
 
     def state_dict(self) -> dict[str, int]:
@@ -96,9 +95,7 @@ class GenerationMetrics(Callback):
         fid = self.fid.to(stage.device)
         for rows in self._share(trainer, stage, "train"):
             batch = stage.datamodule.batch_of(rows, stage.device)
-            made = generator.generate(
-                batch.condition, batch.index, steps=self.steps, guidance=self.guidance
-            )
+            made = generator.generate(batch.condition, batch.index, self.sampling)
             fid.update(to_image(batch.image), real=True)
             fid.update(to_image(made), real=False)
         stage.log(f"{stage.name}/{stage.split}/fid_{self.extractor.name}", fid.compute())
@@ -108,11 +105,10 @@ class GenerationMetrics(Callback):
         if self.score is None or generator.autoencoder is None:
             return
         score = self.score.to(stage.device)
+        plain = replace(self.sampling, guidance=1.0)
         for rows in self._share(trainer, stage, "valid"):
             batch = stage.datamodule.batch_of(rows, stage.device)
-            made = generator.reconstruct(
-                batch.image, batch.condition, batch.index, steps=self.steps
-            )
+            made = generator.reconstruct(batch.image, batch.condition, batch.index, plain)
             score.update(batch.image, made)
         stage.log(f"{stage.name}/{stage.split}/rrs", score.compute())
         score.reset()

@@ -1,5 +1,6 @@
 """SampleGrid: pictures of what the stage makes, to the logger."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from cxr_lightning.data.sheet import contact_sheet
 from cxr_lightning.data.transforms import to_image
 from cxr_lightning.data.vocabulary import parse_condition
 from cxr_lightning.diffusion.generator import Generator
+from cxr_lightning.diffusion.samplers import Sampling
 from cxr_lightning.stages.base import Stage
 from cxr_lightning.types import Batch
 
@@ -27,8 +29,7 @@ class SampleGrid(Callback):
         count: Images in a row.
         conditions: Health conditions, a row each.
         every: Draw at every so many-th validation.
-        steps: Denoising steps.
-        guidance: Weight of classifier-free guidance.
+        sampling: Sampler, steps and guidance; reconstructions are made without guidance.
     """
 
     def __init__(
@@ -36,15 +37,13 @@ class SampleGrid(Callback):
         count: int = 8,
         conditions: list[str] | None = None,
         every: int = 1,
-        steps: int = 20,
-        guidance: float = 1.0,
+        sampling: Sampling = Sampling(steps=20),
     ) -> None:
         names = ["healthy", "pneumonia", "pleural_effusion"] if conditions is None else conditions
         self.conditions = [parse_condition(name) for name in names]
         self.count = count
         self.every = every
-        self.steps = steps
-        self.guidance = guidance
+        self.sampling = sampling
         self.validations = 0
 
     def state_dict(self) -> dict[str, int]:
@@ -82,15 +81,12 @@ class SampleGrid(Callback):
         for condition in self.conditions:
             request = condition.request(self.count).to(generator.device)
             index = torch.arange(self.count)
-            rows.append(
-                generator.generate(request, index, steps=self.steps, guidance=self.guidance)
-            )
+            rows.append(generator.generate(request, index, self.sampling))
         return torch.cat(rows)
 
     def _reconstructed(self, generator: Generator, batch: Batch) -> Float[Tensor, "n 1 h w"]:
         rows = [batch.image, generator.autoencode(batch.image)]
         if generator.denoiser is not None:
-            rows.append(
-                generator.reconstruct(batch.image, batch.condition, batch.index, steps=self.steps)
-            )
+            plain = replace(self.sampling, guidance=1.0)
+            rows.append(generator.reconstruct(batch.image, batch.condition, batch.index, plain))
         return torch.cat(rows)

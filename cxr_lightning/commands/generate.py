@@ -19,7 +19,7 @@ from cxr_lightning.artifacts import product_sha256
 from cxr_lightning.data.transforms import to_image
 from cxr_lightning.data.vocabulary import HealthCondition, View, parse_condition
 from cxr_lightning.diffusion.generator import Generator
-from cxr_lightning.diffusion.samplers import SamplerName, kept_times
+from cxr_lightning.diffusion.samplers import SamplerName, Sampling, Spacing
 from cxr_lightning.errors import UserError
 from cxr_lightning.types import OBSERVATIONS, Condition
 
@@ -41,6 +41,10 @@ class Request:
     sampler: str
     steps: int
     guidance: float
+    guidance_interval: tuple[float, float]
+    eta: float
+    spacing: str
+    start: float
     batch_size: int
     size: int
 
@@ -52,9 +56,13 @@ def generate(
     view: View | None = None,
     count: int = 100,
     seed: int = 0,
-    sampler: SamplerName = "ddim",
-    steps: int = 50,
+    sampler: SamplerName = Sampling.sampler,
+    steps: int = Sampling.steps,
     guidance: float = 1.0,
+    guidance_interval: list[float] | None = None,
+    eta: float = 0.0,
+    spacing: Spacing = "trailing",
+    start: float = 1.0,
     batch_size: int = 64,
     device: str = "auto",
 ) -> None:
@@ -75,9 +83,14 @@ def generate(
             condition in its training data.
         count: Number of images of each condition.
         seed: Seed of the data set.
-        sampler: ddim or ddpm (ancestral).
+        sampler: ddpm (ancestral), ddim, dpmpp_2m, dpmpp_3m (DPM-Solver++) or unipc.
         steps: Number of denoising steps.
         guidance: Weight of classifier-free guidance; 1 for none, larger for stronger conditions.
+        guidance_interval: From and to which share of the diffusion steps there is guidance, such as
+            0.2 0.8 (0 the clean image, 1 pure noise); default: all of them.
+        eta: Stochasticity of ddim, 0 to 1.
+        spacing: trailing (steps evenly in time) or logsnr (in the log signal-to-noise ratio).
+        start: Share of the diffusion to begin at; below 1 from the VAE's image, noised to there.
         batch_size: Images made at once.
         device: cpu, cuda, cuda:1, ..., or auto.
     """
@@ -89,9 +102,10 @@ def generate(
         raise UserError(f"seed: {seed} is negative; give 0 or more.")
     if out.exists():
         raise UserError(f"out: {out} exists already; give another folder or remove it.")
+    low, high = _interval(guidance_interval)
+    sampling = Sampling(sampler, steps, guidance, (low, high), eta, spacing, start)
     generator = Generator.from_pretrained(model, "model")
-    if generator.denoiser is not None:
-        kept_times(generator.denoiser.timesteps, steps)
+    generator.check(sampling)
     target = torch.device(_device(device))
     request = Request(
         format=FORMAT,
@@ -102,18 +116,24 @@ def generate(
         view=view,
         count=count,
         seed=seed,
-        sampler=sampler,
-        steps=steps,
-        guidance=guidance,
+        **asdict(sampling),
         batch_size=batch_size,
         size=generator.image_size,
     )
     partial = _open_partial(out, request)
-    settings: dict[str, Any] = {"sampler": sampler, "steps": steps, "guidance": guidance}
-    _make_images(generator.to(target), partial, request, conditions, batch_size, settings)
+    _make_images(generator.to(target), partial, request, conditions, sampling)
     _write_table(partial, out.name, request, conditions)
     partial.rename(out)
     print(f"{count * len(conditions)} synthetic radiographs in {out}")
+
+
+def _interval(given: list[float] | None) -> list[float]:
+    if given is not None and len(given) != 2:
+        raise UserError(
+            f"guidance_interval: {' '.join(map(str, given))} is no interval; give two numbers from "
+            "0 to 1, the smaller first."
+        )
+    return given or [0.0, 1.0]
 
 
 def _device(name: str) -> str:
@@ -152,8 +172,7 @@ def _make_images(
     folder: Path,
     request: Request,
     conditions: list[HealthCondition],
-    batch_size: int,
-    settings: dict[str, Any],
+    sampling: Sampling,
 ) -> None:
     wanted = range(request.count * len(conditions))
     missing = [i for i in wanted if not (folder / _path(i)).is_file()]
@@ -162,13 +181,13 @@ def _make_images(
     note.add_text("Software", f"cxr_lightning {__version__}")
     note.add_text("Product-SHA256", request.product["sha256"])
     requests = [condition.request(1, request.view) for condition in conditions]
-    width = min(batch_size, len(wanted))
+    width = min(request.batch_size, len(wanted))
     with tqdm(total=len(wanted), initial=len(wanted) - len(missing), unit="image") as bar:
         for batch in _batches(missing, width):
             padded = batch + batch[-1:] * (width - len(batch))  # one shape, so one rounding
             which = [requests[i // request.count] for i in padded]
             asked = Condition.cat(which).to(generator.device)
-            images = generator.generate(asked, torch.tensor(padded), seed=request.seed, **settings)
+            images = generator.generate(asked, torch.tensor(padded), sampling, seed=request.seed)
             for i, pixels in zip(batch, to_image(images).cpu().numpy()[:, 0], strict=False):
                 _write_png(folder / _path(i), pixels, note)
             bar.update(len(batch))

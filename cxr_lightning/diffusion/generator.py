@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from cxr_lightning.artifacts import check_product, load_network
 from cxr_lightning.diffusion.prior import LatentPrior
-from cxr_lightning.diffusion.process import epsilon_from_velocity
+from cxr_lightning.diffusion.process import x0_from_epsilon, x0_from_velocity
 from cxr_lightning.diffusion.random import ImageNoise
-from cxr_lightning.diffusion.samplers import SamplerName, sample
+from cxr_lightning.diffusion.samplers import Sampling, sample
 from cxr_lightning.diffusion.schedule import alpha_bar
 from cxr_lightning.errors import UserError
 from cxr_lightning.networks.autoencoder import Autoencoder
@@ -75,35 +75,47 @@ class Generator(nn.Module):
         """Where the networks are."""
         return next(self.parameters()).device
 
+    def check(self, sampling: Sampling) -> None:
+        """Raises an error if the model cannot be sampled this way.
+
+        Raises:
+            UserError: If a value is out of its range, or needs what the model does not have.
+        """
+        if self.denoiser is None:
+            return
+        sampling.check(self.denoiser.timesteps)
+        if sampling.start < 1.0 and self.autoencoder is None:
+            raise UserError(
+                f"start: {sampling.start} begins with the VAE's image, and an unconditional model "
+                "has none; leave start out, or use a generator of form1 or form2."
+            )
+
     @torch.no_grad()
     def generate(
         self,
         condition: Condition,
         index: Int[Tensor, " b"],
+        sampling: Sampling = Sampling(),
         *,
         seed: int = 0,
-        sampler: SamplerName = "ddim",
-        steps: int = 50,
-        guidance: float = 1.0,
     ) -> Float[Tensor, "b 1 h w"]:
         """New images in model range; image i depends on (seed, index i, its condition) alone.
 
         Args:
             condition: What each image shall show.
             index: Number of each image.
+            sampling: Sampler, steps, guidance: the null branch keeps x_hat and knows no condition.
             seed: Seed of the set.
-            sampler: `ddim` or `ddpm`.
-            steps: Number of denoising steps.
-            guidance: Weight g of classifier-free guidance, eps_null + g (eps_cond - eps_null) (Ho
-                and Salimans 2022, arXiv 2207.12598); the null branch keeps x_hat and knows no
-                condition. 1 is no guidance.
+
+        Raises:
+            UserError: If the sampling does not fit the model.
         """
         noise = ImageNoise(seed, index, self.device)
         x_hat = None
         if self.autoencoder is not None and self.prior is not None:
             z = self.prior(noise.normal(self.prior.latent_dim), condition)
             x_hat = self.autoencoder.decode(z)
-        return self._refine(x_hat, condition, noise, sampler, steps, guidance)
+        return self._refine(x_hat, condition, noise, sampling)
 
     @torch.no_grad()
     def reconstruct(
@@ -111,11 +123,9 @@ class Generator(nn.Module):
         image: Float[Tensor, "b 1 h w"],
         condition: Condition,
         index: Int[Tensor, " b"],
+        sampling: Sampling = Sampling(),
         *,
         seed: int = 0,
-        sampler: SamplerName = "ddim",
-        steps: int = 50,
-        guidance: float = 1.0,
     ) -> Float[Tensor, "b 1 h w"]:
         """Images through the VAE and the reverse diffusion given their x_hat; model range.
 
@@ -126,7 +136,7 @@ class Generator(nn.Module):
         """
         x_hat = self.autoencode(image)
         noise = ImageNoise(seed, index, self.device)
-        return self._refine(x_hat, condition, noise, sampler, steps, guidance)
+        return self._refine(x_hat, condition, noise, sampling)
 
     @torch.no_grad()
     def autoencode(self, image: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
@@ -151,30 +161,30 @@ class Generator(nn.Module):
         x_hat: Float[Tensor, "b 1 h w"] | None,
         condition: Condition,
         noise: ImageNoise,
-        sampler: SamplerName,
-        steps: int,
-        guidance: float,
+        sampling: Sampling,
     ) -> Float[Tensor, "b 1 h w"]:
         if self.denoiser is None:
             assert x_hat is not None
             return x_hat
         denoiser = self.denoiser
+        self.check(sampling)
         schedule = alpha_bar(denoiser.schedule, denoiser.timesteps)
         null = Condition.unknown(len(condition.value), condition.value.device)
 
-        def epsilon(y: Tensor, t: int) -> Tensor:
+        def estimate(y: Tensor, t: int) -> Tensor:
             a_t = float(schedule[t])
-            predicted = predict_epsilon(denoiser, y, t, condition, x_hat, a_t)
-            if guidance == 1.0:
+            predicted = predict_x0(denoiser, y, t, condition, x_hat, a_t)
+            if not sampling.guided(t, denoiser.timesteps):
                 return predicted
-            base = predict_epsilon(denoiser, y, t, null, x_hat, a_t)
-            return base + guidance * (predicted - base)
+            # The noise is an affine function of x_0, so this is guidance of the noise.
+            base = predict_x0(denoiser, y, t, null, x_hat, a_t)
+            return base + sampling.guidance * (predicted - base)
 
         shape = (denoiser.channels, denoiser.image_size, denoiser.image_size)
-        return sample(epsilon, noise, shape, schedule, sampler=sampler, steps=steps)
+        return sample(estimate, noise, shape, schedule, sampling, begin_with=x_hat)
 
 
-def predict_epsilon(
+def predict_x0(
     denoiser: Denoiser,
     y: Float[Tensor, "b c h w"],
     t: int,
@@ -182,8 +192,7 @@ def predict_epsilon(
     x_hat: Float[Tensor, "b c h w"] | None,
     a_t: float,
 ) -> Float[Tensor, "b c h w"]:
-    """The denoiser's noise estimate at one step t with alpha_bar `a_t`, whatever it predicts."""
+    """The denoiser's estimate of the clean image at one step t with alpha_bar `a_t`."""
     output: Tensor = denoiser(y, torch.full((len(y),), t, device=y.device), condition, x_hat)
-    if denoiser.prediction == "epsilon":
-        return output
-    return epsilon_from_velocity(y, output, y.new_full((len(y),), a_t))
+    invert = x0_from_epsilon if denoiser.prediction == "epsilon" else x0_from_velocity
+    return invert(y, output, y.new_full((len(y),), a_t))

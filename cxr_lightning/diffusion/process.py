@@ -46,12 +46,15 @@ def epsilon_from_x0(
     return (y_t - signal * x0) / sigma
 
 
-def epsilon_from_velocity(
+def x0_from_velocity(
     y_t: Float[Tensor, "b c h w"], v: Float[Tensor, "b c h w"], a_t: Float[Tensor, " b"]
 ) -> Float[Tensor, "b c h w"]:
-    """Noise eps = sqrt(A_t) v + sqrt(1 - A_t) y_t (Salimans and Ho 2022, appendix D)."""
+    """Clean image sqrt(A_t) y_t - sqrt(1 - A_t) v (Salimans and Ho 2022, appendix D).
+
+    Not clamped; finite also at A_t = 0, where predicted noise tells nothing of the image.
+    """
     signal, sigma = _scales(a_t)
-    return signal * v + sigma * y_t
+    return signal * y_t - sigma * v
 
 
 def ddpm_step(

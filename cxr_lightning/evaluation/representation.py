@@ -14,7 +14,7 @@ from tqdm import tqdm
 from cxr_lightning.data.transforms import to_image, to_model
 from cxr_lightning.data.vocabulary import HealthCondition
 from cxr_lightning.diffusion.generator import Generator
-from cxr_lightning.diffusion.samplers import SamplerName
+from cxr_lightning.diffusion.samplers import Sampling
 from cxr_lightning.evaluation.inputs import EvaluationInputs, RealSplit
 from cxr_lightning.evaluation.records import AxisResult, Floor, Record
 from cxr_lightning.metrics.bootstrap import percentile_interval, replicate
@@ -31,8 +31,7 @@ AXIS = "representation"
 HELD_OUT: RealSplit = "valid"
 GRID_IMAGES = 8
 FEW_PATIENTS = 16
-SAMPLER: SamplerName = "ddim"
-STEPS = 20
+SAMPLING = Sampling("ddim", steps=20)
 
 MEANINGS = {
     "rrs": "original against its reconstruction by autoencoder and denoiser",
@@ -131,7 +130,7 @@ class _Scorer:
         condition = type(stated)(*(part.to(image.device) for part in stated))
         index = torch.from_numpy(rows).to(image.device)
         return self.generator.reconstruct(
-            image, condition, index, seed=self.inputs.settings.seed, sampler=SAMPLER, steps=STEPS
+            image, condition, index, SAMPLING, seed=self.inputs.settings.seed
         )
 
     def _images(self, rows: Int[np.ndarray, " b"]) -> Float[Tensor, "b 1 h w"]:
@@ -216,8 +215,8 @@ def _protocol(scores: _Scores) -> dict[str, Any]:
         "median": float(np.median(scores.distances["rrs"])),
         "l1_per_dimension": _mean(scores.l1),
         "split": HELD_OUT,
-        "sampler": SAMPLER,
-        "steps": STEPS,
+        "sampler": SAMPLING.sampler,
+        "steps": SAMPLING.steps,
     }
 
 

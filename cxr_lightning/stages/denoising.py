@@ -12,9 +12,9 @@ from cxr_lightning.diffusion.generator import Generator
 from cxr_lightning.diffusion.prior import LatentPrior
 from cxr_lightning.diffusion.process import (
     add_noise,
-    epsilon_from_velocity,
     velocity,
     x0_from_epsilon,
+    x0_from_velocity,
 )
 from cxr_lightning.diffusion.random import ImageNoise
 from cxr_lightning.diffusion.schedule import alpha_bar
@@ -128,11 +128,11 @@ class GeneratorInTraining(nn.Module):
         y = add_noise(image, draws.noise, a_t)
         predicted = denoiser(y, draws.t, condition, x_hat, draws.x_hat_known)
         if denoiser.prediction == "epsilon":
-            target, epsilon = draws.noise, predicted
+            target, x0 = draws.noise, x0_from_epsilon(y, predicted, a_t)
         else:
             target = velocity(image, draws.noise, a_t)
-            epsilon = epsilon_from_velocity(y, predicted, a_t)
-        return Denoised(F.mse_loss(predicted, target), x0_from_epsilon(y, epsilon, a_t), a_t)
+            x0 = x0_from_velocity(y, predicted, a_t)
+        return Denoised(F.mse_loss(predicted, target), x0, a_t)
 
     @torch.no_grad()
     def _reconstruct(

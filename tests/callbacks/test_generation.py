@@ -9,6 +9,7 @@ from lightning import Trainer
 from cxr_lightning.artifacts import load_network
 from cxr_lightning.callbacks.generation import GenerationMetrics
 from cxr_lightning.diffusion.generator import Generator
+from cxr_lightning.diffusion.samplers import Sampling
 from cxr_lightning.errors import UserError
 from cxr_lightning.metrics.representation_score import ReconstructedRepresentationScore
 from cxr_lightning.networks.encoder import Encoder
@@ -19,7 +20,11 @@ from cxr_lightning.stages.vae import VAE
 def test_keys_values_and_checkpoint(products, datamodule, quiet_trainer):
     module = Finetune(products / "generator", products / "encoder", image_size=32)
     metrics = GenerationMetrics(
-        extractor="fixed", encoder=products / "encoder", count=6, batch_size=4, steps=2
+        extractor="fixed",
+        encoder=products / "encoder",
+        count=6,
+        batch_size=4,
+        sampling=Sampling(steps=2),
     )
     trainer = quiet_trainer(callbacks=[metrics])
     logged = trainer.validate(module, datamodule=datamodule, verbose=False)[0]
@@ -32,7 +37,7 @@ def test_keys_values_and_checkpoint(products, datamodule, quiet_trainer):
         batch = datamodule.batch_of(rows)
         score.update(
             batch.image,
-            generator.reconstruct(batch.image, batch.condition, batch.index, steps=2),
+            generator.reconstruct(batch.image, batch.condition, batch.index, Sampling(steps=2)),
         )
     assert logged["finetune/valid/rrs"] == pytest.approx(float(score.compute()), abs=1e-6)
     assert not any("fid" in k or "score" in k for k in module.state_dict())
@@ -58,7 +63,7 @@ def test_an_unconditional_generator_has_no_reconstruction_score(
     products, datamodule, quiet_trainer
 ):
     module = Finetune(products / "uncond", products / "encoder", image_size=32)
-    metrics = GenerationMetrics(encoder=products / "encoder", count=2, steps=2)
+    metrics = GenerationMetrics(encoder=products / "encoder", count=2, sampling=Sampling(steps=2))
     trainer = quiet_trainer(callbacks=[metrics])
     logged = trainer.validate(module, datamodule=datamodule, verbose=False)[0]
     assert "finetune/valid/rrs" not in logged

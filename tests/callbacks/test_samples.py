@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from cxr_lightning.callbacks.samples import SampleGrid
+from cxr_lightning.diffusion.samplers import Sampling
 from cxr_lightning.errors import UserError
 from cxr_lightning.stages.ddpm import DDPM
 from cxr_lightning.stages.vae import VAE
@@ -41,7 +42,9 @@ def test_the_ddpm_adds_the_refined_images(products, datamodule, quiet_trainer, t
     module = DDPM(
         products / "autoencoder", 32, width=8, multipliers=[1], blocks=1, attention=[], form=form
     )
-    grid = SampleGrid(count=2, conditions=["edema"], every=2, steps=2, guidance=2.0)
+    grid = SampleGrid(
+        count=2, conditions=["edema"], every=2, sampling=Sampling(steps=2, guidance=2.0)
+    )
     trainer = quiet_trainer(max_steps=3, val_check_interval=1, callbacks=[grid])
     trainer.fit(module, datamodule=datamodule)
     drawn = pictures(tmp_path)

@@ -19,6 +19,7 @@ from cxr_lightning.data.sources.base import COLUMNS
 from cxr_lightning.data.transforms import to_image
 from cxr_lightning.data.vocabulary import parse_condition
 from cxr_lightning.diffusion.generator import Generator
+from cxr_lightning.diffusion.samplers import Sampling
 from cxr_lightning.errors import UserError
 from cxr_lightning.types import FIELDS, Condition
 
@@ -112,7 +113,7 @@ def test_images_are_those_of_the_generator(run, tmp_path, products):
     asked = Condition.cat(rows)
     generator = Generator.from_pretrained(products / "generator")
     made = to_image(
-        generator.generate(asked, torch.arange(6), seed=3, steps=2, guidance=2.0)
+        generator.generate(asked, torch.arange(6), Sampling(steps=2, guidance=2.0), seed=3)
     ).numpy()
     for i, picture in enumerate(pixels(out).values()):
         assert np.array_equal(picture, made[i, 0])
@@ -184,9 +185,9 @@ def test_an_interrupted_run_goes_on_and_ends_like_an_uninterrupted_one(
     made: list[Any] = []
     original = Generator.generate
 
-    def note(self: Generator, condition: Any, index: Any, **settings: Any) -> Any:
+    def note(self: Generator, condition: Any, index: Any, *sampling: Any, **seed: int) -> Any:
         made.extend(index.tolist())
-        return original(self, condition, index, **settings)
+        return original(self, condition, index, *sampling, **seed)
 
     monkeypatch.setattr(Generator, "generate", note)
     assert files(run(out, batch_size=4)) == whole
@@ -226,6 +227,12 @@ def test_an_existing_folder_is_refused_and_left_alone(run, tmp_path):
         ({"seed": -1}, "seed: -1 "),
         ({"steps": 0}, "steps: 0 "),
         ({"steps": 51}, "steps: 51 "),
+        ({"guidance": -2.0}, "guidance: -2.0 "),
+        ({"guidance_interval": [0.2]}, "guidance_interval: 0.2 is no interval"),
+        ({"guidance_interval": [0.9, 0.2]}, "guidance_interval: 0.9 to 0.2 is no interval"),
+        ({"eta": 3.0}, "eta: 3.0 "),
+        ({"start": 0.0}, "start: 0.0 "),
+        ({"start": 0.01, "steps": 4}, "steps: 4 .* begun at 0.01; use 1 to 1"),
         ({"device": "cuda:99"}, "device: 'cuda:99'"),
         ({"device": "gpu"}, "device: 'gpu'"),
         ({"model": Path("/nowhere")}, "model: no product at /nowhere"),

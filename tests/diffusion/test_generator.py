@@ -2,22 +2,22 @@
 
 from itertools import product
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
 from cxr_lightning.data.transforms import to_image
-from cxr_lightning.diffusion.generator import Generator, predict_epsilon
+from cxr_lightning.diffusion.generator import Generator, predict_x0
 from cxr_lightning.diffusion.prior import LatentPrior
 from cxr_lightning.diffusion.process import (
     ddim_step,
-    epsilon_from_velocity,
     epsilon_from_x0,
     x0_from_epsilon,
 )
 from cxr_lightning.diffusion.random import ImageNoise
-from cxr_lightning.diffusion.samplers import kept_times
+from cxr_lightning.diffusion.samplers import SamplerName, Sampling, kept_times
 from cxr_lightning.diffusion.schedule import alpha_bar
 from cxr_lightning.errors import UserError
 from cxr_lightning.types import FIELDS, Condition
@@ -52,7 +52,9 @@ def original(count: int) -> Tensor:
 
 
 COMBINATIONS = list(
-    product(["form1", "form2", "uncond"], ["epsilon", "v"], ["ddpm", "ddim"], [1.0, 0.0, 2.5])
+    product(
+        ["form1", "form2", "uncond"], ["epsilon", "v"], [*get_args(SamplerName)], [1.0, 0.0, 2.5]
+    )
 )
 
 
@@ -60,29 +62,27 @@ COMBINATIONS = list(
 @pytest.mark.parametrize("batch", [1, 3])
 def test_every_combination_makes_images(build, form, prediction, sampler, guidance, batch):
     generator = build(form=form, prediction=prediction)
-    settings = {"sampler": sampler, "steps": 3, "guidance": guidance}
-    made = generator.generate(asked(batch), torch.arange(batch), **settings)
+    sampling = Sampling(sampler, steps=3, guidance=guidance)
+    made = generator.generate(asked(batch), torch.arange(batch), sampling)
     assert made.shape == (batch, 1, 32, 32)
     assert made.abs().max() <= 1.0
     assert made.std() > 0
     if form != "uncond":
-        again = generator.reconstruct(
-            original(batch), asked(batch), torch.arange(batch), **settings
-        )
+        again = generator.reconstruct(original(batch), asked(batch), torch.arange(batch), sampling)
         assert again.shape == (batch, 1, 32, 32)
         assert again.abs().max() <= 1.0
 
 
 @pytest.mark.parametrize("form", ["form1", "form2", "uncond", "none"])
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_an_image_is_the_same_alone_and_in_any_batch(build, form, sampler):
     generator = build(form=form)
     index, condition = torch.tensor([9, 4, 7]), asked(3)
-    settings = {"sampler": sampler, "steps": 5}
-    together = generator.generate(condition, index, **settings)
+    sampling = Sampling(sampler, steps=5)
+    together = generator.generate(condition, index, sampling)
     for i in range(3):
         row = slice(i, i + 1)
-        alone = generator.generate(condition.rows(row), index[row], **settings)
+        alone = generator.generate(condition.rows(row), index[row], sampling)
         # the same float32 sums, which kernels may order by batch size: at most a rounding of the
         # grey value
         torch.testing.assert_close(together[row], alone, rtol=0, atol=1e-3)
@@ -92,11 +92,15 @@ def test_an_image_is_the_same_alone_and_in_any_batch(build, form, sampler):
 @pytest.mark.parametrize("form", ["form1", "uncond"])
 def test_seed_index_and_condition_decide_about_an_image(build, form):
     generator = build(form=form)
-    made = generator.generate(asked(1), torch.tensor([3]), seed=1, steps=4)
-    assert torch.equal(generator.generate(asked(1), torch.tensor([3]), seed=1, steps=4), made)
-    other_seed = generator.generate(asked(1), torch.tensor([3]), seed=2, steps=4)
-    other_index = generator.generate(asked(1), torch.tensor([4]), seed=1, steps=4)
-    other_condition = generator.generate(Condition.unknown(1), torch.tensor([3]), seed=1, steps=4)
+    made = generator.generate(asked(1), torch.tensor([3]), Sampling(steps=4), seed=1)
+    assert torch.equal(
+        generator.generate(asked(1), torch.tensor([3]), Sampling(steps=4), seed=1), made
+    )
+    other_seed = generator.generate(asked(1), torch.tensor([3]), Sampling(steps=4), seed=2)
+    other_index = generator.generate(asked(1), torch.tensor([4]), Sampling(steps=4), seed=1)
+    other_condition = generator.generate(
+        Condition.unknown(1), torch.tensor([3]), Sampling(steps=4), seed=1
+    )
     for other in (other_seed, other_index, other_condition):
         assert not torch.allclose(other, made, atol=1e-3)
 
@@ -104,10 +108,10 @@ def test_seed_index_and_condition_decide_about_an_image(build, form):
 def test_images_do_not_depend_on_the_global_random_state(build):
     generator = build()
     torch.manual_seed(1)
-    first = generator.generate(asked(1), torch.arange(1), sampler="ddpm", steps=4)
+    first = generator.generate(asked(1), torch.arange(1), Sampling(sampler="ddpm", steps=4))
     torch.manual_seed(2)
     assert torch.equal(
-        generator.generate(asked(1), torch.arange(1), sampler="ddpm", steps=4), first
+        generator.generate(asked(1), torch.arange(1), Sampling(sampler="ddpm", steps=4)), first
     )
 
 
@@ -125,13 +129,13 @@ class Counter:
 def test_guidance_one_is_plain_sampling_at_half_the_cost(build):
     generator = build()
     counter = Counter(generator)
-    plain = generator.generate(asked(2), torch.arange(2), steps=4)
+    plain = generator.generate(asked(2), torch.arange(2), Sampling(steps=4))
     assert counter.calls == 4
-    guided = generator.generate(asked(2), torch.arange(2), steps=4, guidance=1.0)
+    guided = generator.generate(asked(2), torch.arange(2), Sampling(steps=4, guidance=1.0))
     assert counter.calls == 8
     assert torch.equal(guided, plain)
     # eps_null + g (eps - eps_null) for g just above 1, a float32 away
-    near = generator.generate(asked(2), torch.arange(2), steps=4, guidance=1.0 + 1e-6)
+    near = generator.generate(asked(2), torch.arange(2), Sampling(steps=4, guidance=1.0 + 1e-6))
     assert counter.calls == 16
     torch.testing.assert_close(near, plain, rtol=0, atol=1e-3)
 
@@ -139,8 +143,8 @@ def test_guidance_one_is_plain_sampling_at_half_the_cost(build):
 def test_guidance_zero_is_the_null_condition_with_the_same_x_hat(build):
     generator = build()
     generator.prior = LatentPrior(latent_dim=LATENT)  # x_hat does not depend on the condition
-    zero = generator.generate(asked(2), torch.arange(2), steps=4, guidance=0.0)
-    null = generator.generate(Condition.unknown(2), torch.arange(2), steps=4)
+    zero = generator.generate(asked(2), torch.arange(2), Sampling(steps=4, guidance=0.0))
+    null = generator.generate(Condition.unknown(2), torch.arange(2), Sampling(steps=4))
     assert torch.equal(zero, null)
 
 
@@ -149,7 +153,7 @@ def test_generation_is_the_formulas_written_out(build, form, prediction):
     """Prior, decoder, guided DDIM with clamp, step by step."""
     generator = build(form=form, prediction=prediction)
     index, condition, g = torch.tensor([2, 5]), asked(2), 2.0
-    made = generator.generate(condition, index, seed=3, steps=4, guidance=g)
+    made = generator.generate(condition, index, Sampling(steps=4, guidance=g), seed=3)
     noise = ImageNoise(3, index)
     with torch.no_grad():
         x_hat = generator.autoencoder.decode(generator.prior(noise.normal(LATENT), condition))
@@ -161,7 +165,9 @@ def test_generation_is_the_formulas_written_out(build, form, prediction):
             epsilons = []
             for c in (condition, Condition.unknown(2)):
                 out = generator.denoiser(y, torch.full((2,), t), c, x_hat)
-                epsilons.append(epsilon_from_velocity(y, out, a_t) if prediction == "v" else out)
+                # eps = sqrt(A) v + sqrt(1 - A) y (Salimans and Ho 2022, appendix D)
+                of_v = float(a[t]) ** 0.5 * out + (1 - float(a[t])) ** 0.5 * y
+                epsilons.append(of_v if prediction == "v" else out)
             epsilon = (1 - g) * epsilons[1] + g * epsilons[0]
             x0 = x0_from_epsilon(y, epsilon, a_t).clamp(-1, 1)
             zero = torch.zeros_like(y)
@@ -175,7 +181,7 @@ def test_reconstruction_refines_the_decoding_of_the_posterior_mean(build):
     image, index = original(2), torch.arange(2)
     seen: list[Tensor] = []
     generator.denoiser.register_forward_pre_hook(lambda _, args: seen.append(args[3]))
-    generator.reconstruct(image, asked(2), index, seed=2, steps=1)
+    generator.reconstruct(image, asked(2), index, Sampling(steps=1), seed=2)
     assert torch.equal(seen[0], generator.autoencode(image))
 
 
@@ -204,7 +210,7 @@ def test_an_unconditional_generator_reconstructs_nothing(build):
 
 def test_too_many_steps_are_refused(build):
     with pytest.raises(UserError, match=r"^steps: 51 "):
-        build().generate(asked(1), torch.arange(1), steps=51)
+        build().generate(asked(1), torch.arange(1), Sampling(steps=51))
 
 
 def test_parts_that_make_no_generator_are_refused(make_autoencoder, make_denoiser):
@@ -215,15 +221,53 @@ def test_parts_that_make_no_generator_are_refused(make_autoencoder, make_denoise
 
 
 @pytest.mark.parametrize("form", ["form1", "form2", "uncond"])
-def test_forward_epsilon_of_both_predictions_agrees(make_denoiser, form):
-    """A network that outputs v, and one that outputs the noise of the same v."""
-    network = make_denoiser(form=form, prediction="v")
+@pytest.mark.parametrize("prediction", ["epsilon", "v"])
+def test_the_clean_estimate_of_both_predictions(make_denoiser, form, prediction):
+    network = make_denoiser(form=form, prediction=prediction)
     y, x_hat, t = original(2), original(2).flip(0), 20
     a_t = float(alpha_bar("linear", 50)[t])
     out = network(y, torch.full((2,), t), asked(2), x_hat)
-    expected = a_t**0.5 * out + (1 - a_t) ** 0.5 * y
-    ours = predict_epsilon(network, y, t, asked(2), x_hat, a_t)
+    if prediction == "v":
+        expected = a_t**0.5 * y - (1 - a_t) ** 0.5 * out
+    else:
+        expected = (y - (1 - a_t) ** 0.5 * out) / a_t**0.5
+    ours = predict_x0(network, y, t, asked(2), x_hat, a_t)
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)  # float32
+
+
+def test_guidance_only_in_its_interval(build):
+    """Steps 50, 38, 25, 12 of 50: two of them lie in 0.4 to 0.8."""
+    generator = build()
+    counter = Counter(generator)
+    sampling = Sampling(steps=4, guidance=2.0, guidance_interval=(0.4, 0.8))
+    made = generator.generate(asked(2), torch.arange(2), sampling)
+    assert counter.calls == 4 + 2
+    everywhere = generator.generate(asked(2), torch.arange(2), Sampling(steps=4, guidance=2.0))
+    plain = generator.generate(asked(2), torch.arange(2), Sampling(steps=4))
+    assert not torch.allclose(made, everywhere, atol=1e-3)
+    assert not torch.allclose(made, plain, atol=1e-3)
+
+
+@pytest.mark.parametrize("form", ["form1", "form2"])
+def test_a_late_start_begins_with_the_noised_vae_image(build, form):
+    """In the chain y, so the same for both forms."""
+    generator = build(form=form)
+    seen: list[tuple[Tensor, int]] = []
+    generator.denoiser.register_forward_pre_hook(
+        lambda _, args: seen.append((args[0], int(args[1][0])))
+    )
+    image, index = original(2), torch.arange(2)
+    generator.reconstruct(image, asked(2), index, Sampling(steps=5, start=0.5), seed=4)
+    assert [t for _, t in seen] == [25, 20, 15, 10, 5]
+    a = float(alpha_bar("linear", 50)[25])
+    noise = ImageNoise(4, index).normal(1, 32, 32)
+    expected = a**0.5 * generator.autoencode(image) + (1 - a) ** 0.5 * noise
+    torch.testing.assert_close(seen[0][0], expected, rtol=0, atol=1e-5)
+
+
+def test_a_late_start_needs_a_vae_image(build):
+    with pytest.raises(UserError, match=r"start: 0.5 begins with the VAE's image"):
+        build(form="uncond").generate(asked(1), torch.arange(1), Sampling(steps=2, start=0.5))
 
 
 @pytest.mark.parametrize("name", ["generator", "uncond"])
@@ -232,6 +276,6 @@ def test_loaded_product_is_frozen_and_makes_the_same_images(products: Path, name
     assert (generator.autoencoder is None) == (name == "uncond")
     assert not generator.training
     assert not any(p.requires_grad for p in generator.parameters())
-    made = generator.generate(asked(1), torch.arange(1), steps=3)
+    made = generator.generate(asked(1), torch.arange(1), Sampling(steps=3))
     again = Generator.from_pretrained(products / name)
-    assert torch.equal(again.generate(asked(1), torch.arange(1), steps=3), made)
+    assert torch.equal(again.generate(asked(1), torch.arange(1), Sampling(steps=3)), made)
