@@ -23,7 +23,7 @@ from cxr_lightning.types import Condition
 
 Form = Literal["form1", "form2", "uncond"]
 Prediction = Literal["epsilon", "v"]
-Schedule = Literal["linear", "cosine"]
+Schedule = Literal["linear", "cosine", "zero_snr"]
 
 
 class Denoiser(nn.Module, PyTorchModelHubMixin):
@@ -45,14 +45,15 @@ class Denoiser(nn.Module, PyTorchModelHubMixin):
         attention: Feature-map heights, in pixels, that get self-attention.
         form: `form1`, `form2` or `uncond`.
         prediction: What the output is: the noise `epsilon`, or `v` (Salimans and Ho 2022).
-        schedule: Noise schedule: `linear` (Ho et al. 2020) or `cosine` (Nichol and Dhariwal 2021).
+        schedule: Noise schedule: `linear` (Ho et al. 2020), `cosine` (Nichol and Dhariwal 2021) or
+            `zero_snr` (Lin et al. 2023; needs `prediction` v).
         timesteps: Number of diffusion steps T.
         dropout: Dropout probability in the residual blocks.
         channels: Image channels.
 
     Raises:
-        UserError: If the size cannot be halved often enough, or an attention resolution does not
-            occur.
+        UserError: If the size cannot be halved often enough, an attention resolution does not
+            occur, or the schedule does not go with the prediction.
     """
 
     def __init__(
@@ -71,6 +72,11 @@ class Denoiser(nn.Module, PyTorchModelHubMixin):
         channels: int = 1,
     ) -> None:
         super().__init__()
+        if (schedule, prediction) == ("zero_snr", "epsilon"):
+            raise UserError(
+                "model.schedule: zero_snr ends in pure noise, where predicted noise tells nothing "
+                "of the image; use model.prediction v."
+            )
         sizes = _sizes(image_size, multipliers, attention)
         self.image_size = image_size
         self.width = width

@@ -16,6 +16,7 @@ from cxr_lightning.networks.unet import Denoiser, Form, Prediction, Schedule
 from cxr_lightning.stages.base import Decay, Product, Stage, default_optimizer
 from cxr_lightning.stages.denoising import (
     GeneratorInTraining,
+    check_gamma,
     fit_prior,
     fixed_draws,
     random_draws,
@@ -40,9 +41,11 @@ class DDPM(Stage):
         attention: Feature-map heights in pixels that get self-attention.
         form: `form1` (x_hat shown beside x_t), `form2` (chain shifted by x_hat), `uncond`.
         prediction: `epsilon` or `v`.
-        schedule: `linear` or `cosine`.
+        schedule: `linear`, `cosine` or `zero_snr`.
         timesteps: Number of diffusion steps.
         dropout: Dropout probability in the residual blocks.
+        min_snr_gamma: Cut of the Min-SNR weights of the training loss (Hang et al. 2023); null for
+            the plain loss.
         drop_field: Probability, per image and field, that a field of the condition is unknown.
         drop_condition: Probability, per image, that the whole condition is unknown.
         drop_reconstruction: Probability, per image, that x_hat is unknown.
@@ -68,6 +71,7 @@ class DDPM(Stage):
         schedule: Schedule = "linear",
         timesteps: int = 1000,
         dropout: float = 0.0,
+        min_snr_gamma: float | None = None,
         drop_field: float = 0.1,
         drop_condition: float = 0.1,
         drop_reconstruction: float = 0.0,
@@ -92,6 +96,7 @@ class DDPM(Stage):
             dropout=dropout,
         )
         self.networks = GeneratorInTraining(denoiser, network, ema_decay)
+        self.min_snr_gamma = check_gamma(min_snr_gamma, schedule)
         self.drop_field = drop_field
         self.drop_condition = drop_condition
         self.drop_reconstruction = drop_reconstruction
@@ -118,7 +123,7 @@ class DDPM(Stage):
         count = len(batch.image)
         condition = random_drop(self, batch.condition, self.drop_field, self.drop_condition)
         draws = random_draws(self, self.networks, count, self.drop_reconstruction)
-        loss = self.networks.denoise(batch.image, condition, draws).loss
+        loss = self.networks.denoise(batch.image, condition, draws).loss(self.min_snr_gamma)
         self.log_scalars("train", {"loss": loss}, count)
         return loss
 
@@ -131,7 +136,7 @@ class DDPM(Stage):
         """The same loss with averaged weights, full conditions and fixed noise."""
         size = batch.image.shape[-1]
         draws = fixed_draws(batch.index, self.networks, size, self.device)
-        loss = self.networks.denoise(batch.image, batch.condition, draws, averaged=True).loss
+        loss = self.networks.denoise(batch.image, batch.condition, draws, averaged=True).loss()
         self.log_scalars(self.split, {"loss": loss}, len(batch.image))
 
     def predict_step(self, batch: Batch, batch_idx: int) -> UInt8[Tensor, "b 1 h w"]:

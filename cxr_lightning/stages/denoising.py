@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -18,10 +17,12 @@ from cxr_lightning.diffusion.process import (
 )
 from cxr_lightning.diffusion.random import ImageNoise
 from cxr_lightning.diffusion.schedule import alpha_bar
+from cxr_lightning.diffusion.weighting import min_snr_weight
+from cxr_lightning.errors import UserError
 from cxr_lightning.networks.autoencoder import Autoencoder, sample_latent
 from cxr_lightning.networks.frozen import Frozen
 from cxr_lightning.networks.momentum import momentum_copy, momentum_update
-from cxr_lightning.networks.unet import Denoiser
+from cxr_lightning.networks.unet import Denoiser, Prediction, Schedule
 from cxr_lightning.stages.base import Stage
 from cxr_lightning.types import Condition
 
@@ -48,14 +49,22 @@ class Denoised:
     """A noised batch after one network evaluation.
 
     Attributes:
-        loss: Mean squared error of the prediction (Ho et al. 2020, equation 14).
+        error: Mean squared error of each image's prediction.
         x0: One-step estimate of the clean image, not clamped.
         a_t: alpha_bar at each image's step.
+        prediction: What was predicted.
     """
 
-    loss: Float[Tensor, ""]
+    error: Float[Tensor, " b"]
     x0: Float[Tensor, "b 1 h w"]
     a_t: Float[Tensor, " b"]
+    prediction: Prediction
+
+    def loss(self, min_snr_gamma: float | None = None) -> Float[Tensor, ""]:
+        """Mean squared error (Ho et al. 2020, equation 14), with Min-SNR weights where asked."""
+        if min_snr_gamma is None:
+            return self.error.mean()
+        return (min_snr_weight(self.a_t, self.prediction, min_snr_gamma) * self.error).mean()
 
 
 class GeneratorInTraining(nn.Module):
@@ -132,7 +141,8 @@ class GeneratorInTraining(nn.Module):
         else:
             target = velocity(image, draws.noise, a_t)
             x0 = x0_from_velocity(y, predicted, a_t)
-        return Denoised(F.mse_loss(predicted, target), x0, a_t)
+        error = (predicted - target).square().flatten(1).mean(1)
+        return Denoised(error, x0, a_t, denoiser.prediction)
 
     @torch.no_grad()
     def _reconstruct(
@@ -142,6 +152,24 @@ class GeneratorInTraining(nn.Module):
             return None
         reconstruction: Tensor = self.autoencoder.network(image, latent_noise)
         return reconstruction
+
+
+def check_gamma(gamma: float | None, schedule: Schedule) -> float | None:
+    """The cut of the Min-SNR weights.
+
+    Raises:
+        UserError: If it is not positive, or would leave the last step without weight.
+    """
+    if gamma is None:
+        return None
+    if not gamma > 0.0:
+        raise UserError(f"model.min_snr_gamma: {gamma} is not possible; use 5, or null.")
+    if schedule == "zero_snr":
+        raise UserError(
+            f"model.min_snr_gamma: {gamma} gives the last step of the schedule zero_snr no weight, "
+            "so that it would not be learned; use null, or another model.schedule."
+        )
+    return gamma
 
 
 def random_draws(

@@ -17,6 +17,7 @@ from cxr_lightning.networks.frozen import Frozen
 from cxr_lightning.stages.base import Decay, Product, Stage, default_optimizer
 from cxr_lightning.stages.denoising import (
     GeneratorInTraining,
+    check_gamma,
     fixed_draws,
     random_draws,
     random_drop,
@@ -34,6 +35,8 @@ class Finetune(Stage):
         image_size: Height and width in pixels (from `data.image_size`).
         representation_weight: lambda.
         representation_warmup_steps: Steps over which lambda rises linearly from 0.
+        min_snr_gamma: Cut of the Min-SNR weights of the training loss (Hang et al. 2023); null for
+            the plain loss.
         snr_min: Images noised below this signal-to-noise ratio have no representation loss.
         drop_field: Probability, per image and field, that a field of the condition is unknown.
         drop_condition: Probability, per image, that the whole condition is unknown.
@@ -53,6 +56,7 @@ class Finetune(Stage):
         image_size: int = 64,
         representation_weight: float = 0.1,
         representation_warmup_steps: int = 0,
+        min_snr_gamma: float | None = None,
         snr_min: float = 0.25,
         drop_field: float = 0.1,
         drop_condition: float = 0.1,
@@ -80,6 +84,7 @@ class Finetune(Stage):
         self.encoder = Frozen(load_network(Encoder, encoder))
         self.representation_weight = representation_weight
         self.representation_warmup_steps = representation_warmup_steps
+        self.min_snr_gamma = check_gamma(min_snr_gamma, denoiser.schedule)
         self.snr_min = snr_min
         self.drop_field = drop_field
         self.drop_condition = drop_condition
@@ -106,8 +111,9 @@ class Finetune(Stage):
             self.encoder.network, batch.image, denoised.x0, denoised.a_t, self.snr_min
         )
         ramp = min((self.global_step + 1) / (self.representation_warmup_steps + 1), 1.0)
-        loss = denoised.loss + self.representation_weight * ramp * representation
-        scalars = {"loss": loss, "diffusion": denoised.loss, "representation": representation}
+        diffusion = denoised.loss(self.min_snr_gamma)
+        loss = diffusion + self.representation_weight * ramp * representation
+        scalars = {"loss": loss, "diffusion": diffusion, "representation": representation}
         self.log_scalars("train", scalars, len(batch.image))
         return loss
 
@@ -123,8 +129,9 @@ class Finetune(Stage):
         representation = representation_loss(
             self.encoder.network, batch.image, denoised.x0, denoised.a_t, self.snr_min
         )
-        loss = denoised.loss + self.representation_weight * representation
-        scalars = {"loss": loss, "diffusion": denoised.loss, "representation": representation}
+        diffusion = denoised.loss()
+        loss = diffusion + self.representation_weight * representation
+        scalars = {"loss": loss, "diffusion": diffusion, "representation": representation}
         self.log_scalars(self.split, scalars, len(batch.image))
 
     def predict_step(self, batch: Batch, batch_idx: int) -> UInt8[Tensor, "b 1 h w"]:

@@ -51,10 +51,9 @@ def original(count: int) -> Tensor:
     return torch.rand(count, 1, 32, 32, generator=torch.Generator().manual_seed(5)) * 2 - 1
 
 
+SAMPLERS = get_args(SamplerName)
 COMBINATIONS = list(
-    product(
-        ["form1", "form2", "uncond"], ["epsilon", "v"], [*get_args(SamplerName)], [1.0, 0.0, 2.5]
-    )
+    product(["form1", "form2", "uncond"], ["epsilon", "v"], SAMPLERS, [1.0, 0.0, 2.5])
 )
 
 
@@ -92,16 +91,13 @@ def test_an_image_is_the_same_alone_and_in_any_batch(build, form, sampler):
 @pytest.mark.parametrize("form", ["form1", "uncond"])
 def test_seed_index_and_condition_decide_about_an_image(build, form):
     generator = build(form=form)
-    made = generator.generate(asked(1), torch.tensor([3]), Sampling(steps=4), seed=1)
-    assert torch.equal(
-        generator.generate(asked(1), torch.tensor([3]), Sampling(steps=4), seed=1), made
-    )
-    other_seed = generator.generate(asked(1), torch.tensor([3]), Sampling(steps=4), seed=2)
-    other_index = generator.generate(asked(1), torch.tensor([4]), Sampling(steps=4), seed=1)
-    other_condition = generator.generate(
-        Condition.unknown(1), torch.tensor([3]), Sampling(steps=4), seed=1
-    )
-    for other in (other_seed, other_index, other_condition):
+
+    def make(condition: Condition, index: int, seed: int) -> Tensor:
+        return generator.generate(condition, torch.tensor([index]), Sampling(steps=4), seed=seed)
+
+    made = make(asked(1), 3, 1)
+    assert torch.equal(make(asked(1), 3, 1), made)
+    for other in (make(asked(1), 3, 2), make(asked(1), 4, 1), make(Condition.unknown(1), 3, 1)):
         assert not torch.allclose(other, made, atol=1e-3)
 
 
@@ -233,6 +229,15 @@ def test_the_clean_estimate_of_both_predictions(make_denoiser, form, prediction)
         expected = (y - (1 - a_t) ** 0.5 * out) / a_t**0.5
     ours = predict_x0(network, y, t, asked(2), x_hat, a_t)
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)  # float32
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_pure_noise_at_the_end_of_the_schedule(build, sampler):
+    generator = build(prediction="v", schedule="zero_snr")
+    sampling = Sampling(sampler, steps=5, guidance=2.0)
+    made = generator.generate(asked(2), torch.arange(2), sampling)
+    assert made.isfinite().all()
+    assert made.abs().max() <= 1.0
 
 
 def test_guidance_only_in_its_interval(build):

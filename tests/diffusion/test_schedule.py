@@ -3,6 +3,7 @@
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from diffusers.schedulers.scheduling_ddpm import rescale_zero_terminal_snr
 
 from cxr_lightning.diffusion.schedule import alpha_bar, snr
 
@@ -24,6 +25,16 @@ def test_equals_diffusers(schedule, theirs, timesteps):
     # diffusers computes in float32: T products, and the smallest alpha = 1 - 0.999 loses digits
     rtol = timesteps * 2**-23 + 2**-24 / 1e-3
     torch.testing.assert_close(ours[1:], oracle.alphas_cumprod.double(), rtol=rtol, atol=0.0)
+
+
+def test_zero_snr_equals_diffusers():
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    expected = (1 - rescale_zero_terminal_snr(betas)).cumprod(0)
+    ours = alpha_bar("zero_snr", 1000)
+    torch.testing.assert_close(ours[1:], expected, rtol=1e-9, atol=1e-15)
+    assert ours[-1] == 0.0
+    assert ours[1] == alpha_bar("linear", 1000)[1]
+    assert (ours.diff() < 0).all()
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])

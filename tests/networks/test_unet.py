@@ -187,3 +187,8 @@ def test_gradient_reaches_all_parameters(make_denoiser, form):
     network = make_denoiser(form=form).train()
     network(**(inputs(2) | {"condition": full(2)})).square().sum().backward()
     assert [n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_zero_terminal_snr_needs_velocities():
+    with pytest.raises(UserError, match=r"^model\.schedule: zero_snr .* use model\.prediction v\."):
+        Denoiser(image_size=32, width=8, schedule="zero_snr", prediction="epsilon")

@@ -8,10 +8,12 @@ import torch.nn.functional as F
 
 from cxr_lightning.diffusion.process import add_noise
 from cxr_lightning.diffusion.schedule import alpha_bar
+from cxr_lightning.errors import UserError
 from cxr_lightning.networks.autoencoder import sample_latent
 from cxr_lightning.stages.denoising import (
     Draws,
     GeneratorInTraining,
+    check_gamma,
     fit_prior,
     fixed_draws,
     random_draws,
@@ -65,11 +67,33 @@ def test_loss_and_estimate_are_the_formulas_written_out(build, form, prediction)
     else:
         target = a.sqrt() * d.noise - (1 - a).sqrt() * image
         epsilon = a.sqrt() * out + (1 - a).sqrt() * y
-    torch.testing.assert_close(denoised.loss, F.mse_loss(out, target), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(denoised.loss(), F.mse_loss(out, target), rtol=1e-5, atol=1e-6)
     estimate = (y - (1 - a).sqrt() * epsilon) / a.sqrt()
     # division by sqrt(A_t), 0.006 at worst
     torch.testing.assert_close(denoised.x0, estimate, rtol=1e-3, atol=1e-3)
     assert torch.equal(denoised.a_t, a.flatten())
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v"])
+def test_min_snr_weights_the_error_of_each_image(build, prediction):
+    networks = build(prediction=prediction)
+    denoised = networks.denoise(torch.rand(3, 1, 32, 32), full(3), draws(networks))
+    ratio = denoised.a_t / (1 - denoised.a_t)
+    scale = ratio if prediction == "epsilon" else ratio + 1
+    parts = zip(ratio, scale, denoised.error, strict=True)
+    expected = sum(min(r, 5.0) / s * e for r, s, e in parts) / 3
+    torch.testing.assert_close(denoised.loss(5.0), expected)
+    assert float(denoised.loss(5.0).detach()) < float(denoised.loss().detach())
+
+
+def test_min_snr_gamma_that_does_not_fit_is_refused():
+    assert check_gamma(None, "zero_snr") is None
+    assert check_gamma(5.0, "cosine") == 5.0
+    for gamma in (0.0, -1.0, float("nan")):
+        with pytest.raises(UserError, match=rf"^model\.min_snr_gamma: {gamma} is not possible"):
+            check_gamma(gamma, "linear")
+    with pytest.raises(UserError, match=r"^model\.min_snr_gamma: .* schedule zero_snr no weight"):
+        check_gamma(5.0, "zero_snr")
 
 
 def test_a_perfect_denoiser_has_no_loss_and_the_image_as_estimate(build, monkeypatch):
@@ -77,7 +101,7 @@ def test_a_perfect_denoiser_has_no_loss_and_the_image_as_estimate(build, monkeyp
     image, d = torch.rand(3, 1, 32, 32) * 2 - 1, draws(networks)
     monkeypatch.setattr(networks.denoiser, "forward", lambda *_: d.noise)
     denoised = networks.denoise(image, full(3), d)
-    assert float(denoised.loss) == 0.0
+    assert float(denoised.loss()) == 0.0
     torch.testing.assert_close(denoised.x0, image, rtol=0, atol=1e-4)  # 1 / sqrt(A_t) roundings
 
 
@@ -88,9 +112,9 @@ def test_averaged_weights_predict_when_asked(build):
     image, d = torch.rand(2, 1, 32, 32), draws(networks, 2)
     plain = networks.denoise(image, full(2), d)
     averaged = networks.denoise(image, full(2), d, averaged=True)
-    assert float(averaged.loss.detach()) > float(plain.loss.detach()) + 0.1
-    assert plain.loss.requires_grad
-    assert not averaged.loss.requires_grad
+    assert float(averaged.loss().detach()) > float(plain.loss().detach()) + 0.1
+    assert plain.loss().requires_grad
+    assert not averaged.loss().requires_grad
 
 
 def test_average_starts_as_a_copy_and_takes_no_gradient(build):

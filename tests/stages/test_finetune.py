@@ -79,7 +79,7 @@ def test_loss_is_diffusion_plus_lambda_representation_with_warmup(make, datamodu
         module.encoder.network, batch.image, denoised.x0, denoised.a_t, 0.25
     )
     assert float(representation.detach()) > 0
-    expected = denoised.loss + 0.5 * (1 / 4) * representation
+    expected = denoised.loss() + 0.5 * (1 / 4) * representation
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-7)
 
 
