@@ -1,0 +1,59 @@
+"""Ages in a prompt."""
+
+import re
+
+OLDEST = 120.0
+YEARS = {"y": 1.0, "m": 1 / 12, "w": 7 / 365.25, "d": 1 / 365.25}
+DECADE = {"early": 2.0, "mid": 5.0, "late": 8.0}
+"""Years into a decade of life."""
+
+NUMBER = r"(?P<age>\d{1,3}(?:\.\d+)?)"
+BARE = r"(?P<cut>(?P<age>\d{2,3}))"
+SEX = r"(?:female|male|woman|man|lady|gentleman|girl|boy)"
+FORMS = (
+    # 70-year-old, 6 months old; 70 yo, 83 y.o.; aged 70; her 70s; 45 y; 70F; 70 female; M 70
+    rf"\b(?P<cut>{NUMBER}[\s-]*(?P<unit>y|mo|w|d)[a-z]*[\s-]*(?:old|of age))\b",
+    rf"\b(?P<cut>{NUMBER}[\s-]*(?:y/?o\b|y\.\s?o\.?))",
+    rf"\b(?P<cut>aged?\s*:?\s*{NUMBER}(?:\s*(?:years?|yrs?|y)\b)?)",
+    r"\b(?P<cut>(?:(?P<part>early|mid|late)[\s-]+)?(?P<decade>[1-9]0)'?s)\b",
+    rf"\b(?P<cut>{NUMBER}\s*(?:years?|yrs?|y))\b(?!\s*(?:ago|later|prior))",
+    rf"\b(?P<cut>{NUMBER}\s*[-/]?\s*(?P<letter>[fm]))\b",
+    rf"\b{BARE}(?=[\s-]+{SEX}\b)",
+    r"\b(?P<cut>(?P<letter>[fm])[,/\s]*(?P<age>\d{2,3}))\b(?!\s*[cm]m)",
+    rf"\b{SEX},?\s+{BARE}\b(?!\s*[cm]m)",
+    r"\b(?P<cut>newborn|neonate)\b",
+)
+
+
+def cut_ages(text: str) -> tuple[list[float], str]:
+    """Finds the ages of a text, in years.
+
+    Returns:
+        The ages, and the text with a comma and spaces in their place: what stands around them does
+        not belong together. A letter for the sex stays.
+    """
+    ages = []
+
+    def cut(match: re.Match[str]) -> str:
+        groups = match.groupdict()
+        age = _years(groups)
+        if age > OLDEST:
+            return match.group()
+        ages.append(age)
+        start, end = (place - match.start() for place in match.span("cut"))
+        letter = (groups.get("letter") or "").upper()
+        blank = "," + " " * (end - start - 1 - len(letter)) + letter
+        return match.group()[:start] + blank + match.group()[end:]
+
+    for form in FORMS:
+        text = re.sub(form, cut, text, flags=re.IGNORECASE)
+    return ages, text
+
+
+def _years(groups: dict[str, str | None]) -> float:
+    """The age that the named groups of a form say; 0 for a newborn."""
+    if decade := groups.get("decade"):
+        part = groups["part"]
+        return float(decade) + DECADE[part.lower() if part else "mid"]
+    unit = (groups.get("unit") or "y")[0].lower()
+    return float(groups.get("age") or 0) * YEARS[unit]

@@ -1,0 +1,148 @@
+"""Which findings a word such as "no" or "possible" speaks of.
+
+As in NegEx (Chapman et al. 2001, doi 10.1006/jbin.2001.1029), a cue speaks of what follows it, or,
+for some cues, of what stands before it, up to the end of its scope. Scopes here end at phrases
+rather than after a number of words, since a prompt is one list of findings.
+"""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from cxr_lightning.data.prompt.tokens import Item
+
+TARGETS = ("finding", "predicate")
+CUES = ("cue", "cue_after")
+CONTENT = (*TARGETS, "organ", "side", "severity", "degree", "unused")
+STOPS = ("exception", ".")
+LINKS = (",", "and", "or", "versus", *STOPS)
+"""What can stand between two phrases, from the weakest to the strongest."""
+
+STATES = ("present", "uncertain", "absent", "history")
+"""Of several cues the last of these counts: "no opacity suspicious for pneumonia" denies both."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What stands between two links, such as "small left effusion".
+
+    Attributes:
+        link: What stands before it, one of `LINKS`.
+        items: Its items.
+    """
+
+    link: str
+    items: tuple[Item, ...]
+
+    def of(self, *kinds: str) -> list[Item]:
+        """Its items of these kinds."""
+        return [item for item in self.items if item.kind in kinds]
+
+
+def cut_segments(items: list[Item]) -> list[Segment]:
+    """Cuts at links, at stops and at what is said of the view and the patient."""
+    segments = []
+    link, part = ".", list[Item]()
+    for item in items:
+        if item.kind not in ("link", "stop", "view", "sex"):
+            part.append(item)
+            continue
+        if part:
+            segments.append(Segment(link, tuple(part)))
+            link, part = ",", []
+        if item.kind in ("link", "stop"):
+            link = max(link, item.value, key=LINKS.index)
+    return [*segments, Segment(link, tuple(part))] if part else segments
+
+
+def find_states(segments: list[Segment]) -> tuple[dict[Item, str], dict[Item, list[Item]]]:
+    """The states of findings and predicates, and which of them each cue speaks of.
+
+    What no cue speaks of is present. Alternatives of which nothing else is said ("atelectasis
+    versus pneumonia") are uncertain, as in the CheXpert labeller.
+    """
+    states: dict[Item, str] = {}
+    reached: dict[Item, list[Item]] = {}
+    is_request = any(item.value == "request" for s in segments for item in s.items)
+    for place, segment in enumerate(segments):
+        for cue in segment.of(*CUES):
+            if cue.text == "?" and is_request:  # "Could you draw pneumonia?" doubts nothing
+                continue
+            reached[cue] = _reach(segments, place, cue)
+            for target in reached[cue]:
+                states[target] = max(states.get(target, "present"), cue.value, key=STATES.index)
+    for before, after in itertools.pairwise(segments):
+        pair = before.of("finding")[-1:] + after.of("finding")[:1]
+        doubt = after.link in ("or", "versus") and len(pair) == 2
+        if doubt and not any(item in states for item in pair):
+            states.update(dict.fromkeys(pair, "uncertain"))
+    return {t: states.get(t, "present") for s in segments for t in s.of(*TARGETS)}, reached
+
+
+def _reach(segments: list[Segment], place: int, cue: Item) -> list[Item]:
+    """The findings and predicates that a cue speaks of.
+
+    A cue speaks of what follows it in its segment ("no effusion"), else of what stands before it
+    ("effusion: none"), else of the segment before ("effusion, none"). Cues such as "ruled out" look
+    back first. A denial of something unknown ("effusion without hernia") does not turn back.
+    """
+    segment = segments[place]
+    after = [item for item in segment.of(*CONTENT) if item.index > cue.index]
+    before = [item for item in segment.of(*CONTENT) if item.index < cue.index]
+    ahead = [item for item in after if item.kind in TARGETS]
+    behind = [item for item in before if item.kind in TARGETS]
+    turns = cue.kind == "cue_after" or (not ahead and not (after and cue.value == "absent"))
+    if behind and turns:
+        return behind + list(_backward(segments, place))
+    further = list(_forward(segments, place)) if after else []
+    if ahead or further:
+        return ahead + further
+    alone = all(item.kind in ("side", "severity") for item in before + after)
+    if alone and place > 0 and segment.link not in STOPS:
+        return segments[place - 1].of(*TARGETS) + list(_backward(segments, place - 1))
+    return []
+
+
+def _forward(segments: list[Segment], place: int) -> Iterator[Item]:
+    """What a cue speaks of beyond its segment: up to a stop, another cue or the end of a list.
+
+    "or" continues ("no effusion or large edema"), "and" only before a bare name ("no effusion and
+    edema", but not "no effusion and a large pneumothorax"), a comma only within a list that ends so
+    ("no effusion, pneumothorax, or edema", but not "no effusion, pneumothorax").
+    """
+    for i in range(place + 1, len(segments)):
+        if segments[i].of("cue") or not _continues(segments, i):
+            return
+        yield from segments[i].of(*TARGETS)
+
+
+def _continues(segments: list[Segment], i: int) -> bool:
+    link = segments[i].link
+    if link == ",":
+        return _in_list(segments[i:])
+    return link in ("or", "versus") or (link == "and" and _is_bare(segments[i]))
+
+
+def _in_list(segments: list[Segment]) -> bool:
+    """Whether plain names follow, up to one after "or" or "and"."""
+    for segment in segments:
+        if segment.link == "or" or (segment.link == "and" and _is_bare(segment)):
+            return True
+        if segment.link != "," or segment.of(*CUES, "side", "severity"):
+            return False
+    return False
+
+
+def _backward(segments: list[Segment], place: int) -> Iterator[Item]:
+    """What a cue that looks back speaks of before its segment: "effusion and edema not seen"."""
+    for i in range(place, 0, -1):
+        link = segments[i].link
+        is_list = link == "and" or (link == "," and i < place)
+        linked = link in ("or", "versus") or (is_list and _is_bare(segments[i]))
+        if not linked or segments[i - 1].of(*CUES):
+            return
+        yield from segments[i - 1].of(*TARGETS)
+
+
+def _is_bare(segment: Segment) -> bool:
+    return segment.items[0].kind in (*TARGETS, "organ")
