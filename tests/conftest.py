@@ -21,7 +21,7 @@ from lightning import Trainer
 from cxr_lightning.artifacts import save_product
 from cxr_lightning.commands.prepare import prepare
 from cxr_lightning.data.datamodule import CheXpertDataModule
-from cxr_lightning.diffusion.prior import LatentPrior
+from cxr_lightning.diffusion.priors import LatentPrior
 from cxr_lightning.networks.autoencoder import Autoencoder
 from cxr_lightning.networks.encoder import Encoder
 from cxr_lightning.networks.unet import Denoiser

@@ -18,7 +18,7 @@ from cxr_lightning.artifacts import (
     save_product,
 )
 from cxr_lightning.diffusion.generator import Generator
-from cxr_lightning.diffusion.prior import LatentPrior
+from cxr_lightning.diffusion.priors import LatentPrior
 from cxr_lightning.errors import UserError
 from cxr_lightning.networks.autoencoder import Autoencoder
 from cxr_lightning.networks.encoder import Encoder

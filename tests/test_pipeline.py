@@ -29,6 +29,7 @@ TINY_UNET = [
     "--model.init_args.multipliers=[1,2]",
     "--model.init_args.blocks=1",
     "--model.init_args.timesteps=50",
+    "--model.init_args.prior=gaussian",  # a flow takes half a minute
     "--samples.sampling.steps=2",
     "--generation.sampling.steps=2",
 ]

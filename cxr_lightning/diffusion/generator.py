@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from cxr_lightning.artifacts import check_product, load_network
-from cxr_lightning.diffusion.prior import LatentPrior
+from cxr_lightning.diffusion.priors import LatentPrior
 from cxr_lightning.diffusion.process import x0_from_epsilon, x0_from_velocity
 from cxr_lightning.diffusion.random import ImageNoise
 from cxr_lightning.diffusion.samplers import Sampling, sample
@@ -113,7 +113,7 @@ class Generator(nn.Module):
         noise = ImageNoise(seed, index, self.device)
         x_hat = None
         if self.autoencoder is not None and self.prior is not None:
-            z = self.prior(noise.normal(self.prior.latent_dim), condition)
+            z = self.prior(noise.normal(self.prior.noise_dim), condition)
             x_hat = self.autoencoder.decode(z)
         return self._refine(x_hat, condition, noise, sampling)
 

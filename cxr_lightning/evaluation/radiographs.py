@@ -81,9 +81,9 @@ def _compare(
     def weighted(
         real_weights: Shaped[np.ndarray, " n"], weights: Shaped[np.ndarray, " m"]
     ) -> float:
+        of_real, of_synthetic = real_weights.astype(float), weights.astype(float)
         return distance(
-            np.average(real, axis=0, weights=real_weights),
-            np.average(synthetic, axis=0, weights=weights),
+            of_real @ real / of_real.sum(), of_synthetic @ synthetic / of_synthetic.sum()
         )
 
     def of_means(one: Float[Tensor, "n k"], other: Float[Tensor, "m k"]) -> list[float]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from cxr_lightning.artifacts import check_product, load_network
 from cxr_lightning.data.transforms import to_image
 from cxr_lightning.diffusion.generator import Generator
+from cxr_lightning.diffusion.priors import LatentPrior, PriorKind
 from cxr_lightning.errors import UserError
 from cxr_lightning.networks.autoencoder import Autoencoder
 from cxr_lightning.networks.unet import Denoiser, Form, Prediction, Schedule
@@ -40,6 +41,8 @@ class DDPM(Stage):
         blocks: Residual blocks a level.
         attention: Feature-map heights in pixels that get self-attention.
         form: `form1` (x_hat shown beside x_t), `form2` (chain shifted by x_hat), `uncond`.
+        prior: Where latent codes of new images come from: `normal`, `gaussian`, `mixture`, `flow`,
+            see `LatentPrior`; without effect for `uncond`.
         prediction: `epsilon` or `v`.
         schedule: `linear`, `cosine` or `zero_snr`.
         timesteps: Number of diffusion steps.
@@ -67,6 +70,7 @@ class DDPM(Stage):
         blocks: int = 2,
         attention: list[int] = [16],  # noqa: B006
         form: Form = "form1",
+        prior: PriorKind = "gaussian",
         prediction: Prediction = "epsilon",
         schedule: Schedule = "linear",
         timesteps: int = 1000,
@@ -95,7 +99,10 @@ class DDPM(Stage):
             timesteps=timesteps,
             dropout=dropout,
         )
-        self.networks = GeneratorInTraining(denoiser, network, ema_decay)
+        latent = None
+        if network is not None:
+            latent = LatentPrior(latent_dim=network.latent_dim, kind=prior)
+        self.networks = GeneratorInTraining(denoiser, network, ema_decay, latent)
         self.min_snr_gamma = check_gamma(min_snr_gamma, schedule)
         self.drop_field = drop_field
         self.drop_condition = drop_condition
@@ -117,6 +124,9 @@ class DDPM(Stage):
     def on_fit_start(self) -> None:
         """Fits the latent prior to the training images; the same on every rank."""
         fit_prior(self.networks, self.datamodule, self.device)
+        if self.networks.prior is not None:  # kernels of one device may round differently
+            state = self.trainer.strategy.broadcast(self.networks.prior.state_dict())
+            self.networks.prior.load_state_dict(state)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         """Mean squared error of the predicted noise, conditions dropped image by image."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from cxr_lightning.data.datamodule import CheXpertDataModule
 from cxr_lightning.diffusion.generator import Generator
-from cxr_lightning.diffusion.prior import LatentPrior
+from cxr_lightning.diffusion.priors import LatentPrior
 from cxr_lightning.diffusion.process import (
     add_noise,
     velocity,
@@ -74,16 +74,24 @@ class GeneratorInTraining(nn.Module):
         denoiser: The network that is trained.
         autoencoder: Stage 1, frozen here; None for the unconditional form.
         decay: Decay of the exponential moving average of the weights.
+        prior: Latent prior, with an autoencoder; by default the standard normal.
     """
 
     def __init__(
-        self, denoiser: Denoiser, autoencoder: Autoencoder | None, decay: float = 0.999
+        self,
+        denoiser: Denoiser,
+        autoencoder: Autoencoder | None,
+        decay: float = 0.999,
+        prior: LatentPrior | None = None,
     ) -> None:
         super().__init__()
         self.denoiser = denoiser
         self.average = momentum_copy(denoiser)
         self.autoencoder = None if autoencoder is None else Frozen(autoencoder)
-        self.prior = None if autoencoder is None else LatentPrior(latent_dim=autoencoder.latent_dim)
+        self.prior = None
+        if autoencoder is not None:
+            normal = LatentPrior(latent_dim=autoencoder.latent_dim, kind="normal")
+            self.prior = prior or normal
         self.decay = decay
         schedule = alpha_bar(denoiser.schedule, denoiser.timesteps).float()
         self.register_buffer("alpha_bar", schedule, persistent=False)
@@ -209,8 +217,8 @@ def random_drop(
 def fit_prior(
     networks: GeneratorInTraining, datamodule: CheXpertDataModule, device: torch.device
 ) -> None:
-    """Fits the latent prior to one sampled latent code of each training image."""
-    if networks.autoencoder is None or networks.prior is None:
+    """Fits the latent prior to one sampled latent code of each training image, unless it is."""
+    if networks.autoencoder is None or networks.prior is None or networks.prior.fitted:
         return
     noise = torch.Generator().manual_seed(0)
     latents, conditions = [], []

@@ -78,9 +78,7 @@ class Finetune(Stage):
         }
         assert start.denoiser is not None
         denoiser = start.denoiser.train().requires_grad_(True)
-        self.networks = GeneratorInTraining(denoiser, start.autoencoder, ema_decay)
-        if start.prior is not None and self.networks.prior is not None:
-            self.networks.prior.load_state_dict(start.prior.state_dict())
+        self.networks = GeneratorInTraining(denoiser, start.autoencoder, ema_decay, start.prior)
         self.encoder = Frozen(load_network(Encoder, encoder))
         self.representation_weight = representation_weight
         self.representation_warmup_steps = representation_warmup_steps

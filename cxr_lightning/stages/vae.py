@@ -13,7 +13,7 @@ from torchmetrics.functional.image import (
 
 from cxr_lightning.data.transforms import to_image
 from cxr_lightning.diffusion.generator import Generator
-from cxr_lightning.diffusion.prior import LatentPrior
+from cxr_lightning.diffusion.priors import LatentPrior
 from cxr_lightning.losses.vae import active_units, kl_divergence, reconstruction_error
 from cxr_lightning.networks.autoencoder import Autoencoder, sample_latent
 from cxr_lightning.stages.base import Decay, Product, Stage, default_optimizer

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cxr_lightning.data.transforms import to_image
 from cxr_lightning.diffusion.generator import Generator, predict_x0
-from cxr_lightning.diffusion.prior import LatentPrior
+from cxr_lightning.diffusion.priors import LatentPrior
 from cxr_lightning.diffusion.process import (
     ddim_step,
     epsilon_from_x0,

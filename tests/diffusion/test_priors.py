@@ -1,13 +1,18 @@
 """The latent prior: fits what it should, and is harmless where it cannot."""
 
+from typing import get_args
+
 import pytest
 import torch
 from torch import Tensor
 
-from cxr_lightning.diffusion.prior import RIDGE, LatentPrior
+from cxr_lightning.diffusion.priors import LatentPrior, PriorKind, flow
+from cxr_lightning.diffusion.priors.gaussian import RIDGE, GaussianPrior
+from cxr_lightning.diffusion.priors.mixture import MixturePrior
 from cxr_lightning.types import FIELDS, Condition
 
 D = 4
+KINDS = get_args(PriorKind)
 
 
 def conditions(n: int, seed: int = 0) -> Condition:
@@ -28,10 +33,11 @@ def features(condition: Condition) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def test_unfitted_is_the_standard_normal():
-    prior = LatentPrior(latent_dim=D)
-    noise = torch.randn(5, D)
-    assert torch.equal(prior(noise, conditions(5)), noise)
+@pytest.mark.parametrize("kind", KINDS)
+def test_unfitted_is_the_standard_normal(kind):
+    prior = LatentPrior(latent_dim=D, kind=kind)
+    noise = torch.randn(5, prior.noise_dim)
+    assert torch.equal(prior(noise, conditions(5)), noise[:, :D])
 
 
 def test_recovers_mean_and_covariance_of_a_linear_gaussian_model():
@@ -44,7 +50,7 @@ def test_recovers_mean_and_covariance_of_a_linear_gaussian_model():
     covariance = root @ root.T + torch.eye(D, dtype=torch.float64)
     residual = torch.randn(n, D, generator=generator, dtype=torch.float64)
     z = f @ weight + residual @ torch.linalg.cholesky(covariance).T
-    prior = LatentPrior(latent_dim=D, shrinkage=0.0)
+    prior = GaussianPrior(D, shrinkage=0.0)
     prior.fit(z.float(), condition)
 
     # Ridge: W_hat = (G + P)^-1 (G W + F' e / n), G = F'F / n, P = RIDGE without the constant. Its
@@ -69,7 +75,7 @@ def test_recovers_mean_and_covariance_of_a_linear_gaussian_model():
 
 
 def test_samples_have_the_fitted_mean_and_covariance():
-    prior = LatentPrior(latent_dim=D)
+    prior = GaussianPrior(D)
     prior.fit(torch.randn(50, D) @ torch.randn(D, D), conditions(50))
     one = conditions(1, seed=5)
     n = 50_000
@@ -88,7 +94,7 @@ def test_shrinkage_takes_its_share_of_the_covariances_and_leaves_the_variances()
     z, condition = torch.randn(40, D) @ torch.randn(D, D), conditions(40)
     fitted = {}
     for shrinkage in (0.0, 0.25, 1.0):
-        prior = LatentPrior(latent_dim=D, shrinkage=shrinkage)
+        prior = GaussianPrior(D, shrinkage=shrinkage)
         prior.fit(z, condition)
         fitted[shrinkage] = prior.factor @ prior.factor.T
     diagonal = torch.diag(fitted[0.0].diagonal())
@@ -101,7 +107,7 @@ def test_shrinkage_takes_its_share_of_the_covariances_and_leaves_the_variances()
 
 @pytest.mark.parametrize("n", [2, 3, 10])
 def test_fewer_images_than_dimensions_are_no_problem(n):
-    prior = LatentPrior(latent_dim=32)
+    prior = GaussianPrior(32)
     prior.fit(torch.randn(n, 32, generator=torch.Generator().manual_seed(0)), conditions(n))
     assert prior.factor.isfinite().all()
     assert (prior.factor.diagonal() > 0).all()
@@ -110,7 +116,7 @@ def test_fewer_images_than_dimensions_are_no_problem(n):
 
 def test_a_field_that_is_never_known_has_no_weight():
     condition = conditions(100).keep(torch.arange(17)[None] != 3)
-    prior = LatentPrior(latent_dim=D)
+    prior = GaussianPrior(D)
     prior.fit(torch.randn(100, D), condition)
     assert not prior.weight[[1 + 3, 1 + 17 + 3]].any()
 
@@ -121,7 +127,7 @@ def test_code_fits_the_condition_it_is_asked_for():
     sign = features(condition)[:, 1 + 4].float()
     generator = torch.Generator().manual_seed(0)
     z = 2 * sign[:, None] + 0.1 * torch.randn(400, D, generator=generator)
-    prior = LatentPrior(latent_dim=D)
+    prior = GaussianPrior(D)
     prior.fit(z, condition)
     value, known = torch.zeros(2, 17), torch.zeros(2, 17, dtype=torch.bool)
     value[1, 4], known[:, 4] = 1.0, True
@@ -131,10 +137,104 @@ def test_code_fits_the_condition_it_is_asked_for():
     torch.testing.assert_close(present, torch.full((D,), 2.0), rtol=0, atol=0.2)
 
 
-def test_fit_survives_saving(tmp_path):
-    prior = LatentPrior(latent_dim=D)
+@pytest.mark.parametrize("kind", KINDS)
+def test_fit_survives_saving(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(flow, "STEPS", 200)
+    prior = LatentPrior(latent_dim=D, kind=kind, components=3, width=16)
     prior.fit(torch.randn(50, D), conditions(50))
     prior.save_pretrained(tmp_path)
     loaded = LatentPrior.from_pretrained(tmp_path, local_files_only=True)
-    noise = torch.randn(3, D)
+    noise = torch.randn(3, prior.noise_dim)
+    assert loaded.fitted
     assert torch.equal(loaded(noise, conditions(3)), prior(noise, conditions(3)))
+    assert torch.equal(prior(noise, conditions(3)), noise[:, :D]) == (kind == "normal")
+
+
+def one_field(n: int) -> Condition:
+    """The fifth field known in all, present in every second."""
+    value, known = torch.zeros(n, len(FIELDS)), torch.zeros(n, len(FIELDS), dtype=torch.bool)
+    value[::2, 4], known[:, 4] = 1.0, True
+    return Condition.of(value, known)
+
+
+def sided(n: int, seed: int = 0) -> Tensor:
+    """Codes whose first number is 0 without the finding, and +2 or -2 with it."""
+    generator = torch.Generator().manual_seed(seed)
+    z = 0.3 * torch.randn(n, D, generator=generator)
+    z[::2, 0] += 4.0 * (torch.rand(len(z[::2]), generator=generator) < 0.5) - 2.0
+    return z
+
+
+@pytest.mark.parametrize("kind", ["mixture", "flow"])
+def test_a_finding_may_be_on_either_side(monkeypatch, kind):
+    """What the Gaussian cannot: it puts the codes of both sides in the middle."""
+    monkeypatch.setattr(flow, "STEPS", 1200)
+    n = 2000
+    prior = LatentPrior(latent_dim=D, kind=kind, components=8, width=64)
+    prior.fit(sided(n), one_field(n))
+    noise = torch.randn(n, prior.noise_dim, generator=torch.Generator().manual_seed(1))
+    first = prior(noise, one_field(n))[:, 0]
+    present, absent = first[::2], first[1::2]
+    assert (present.abs() > 1.0).float().mean() > 0.93
+    assert 0.4 < (present > 0).float().mean() < 0.6
+    assert (absent.abs() < 1.0).float().mean() > 0.93
+    gaussian = LatentPrior(latent_dim=D)
+    gaussian.fit(sided(n), one_field(n))
+    assert (gaussian(noise[:, :D], one_field(n))[::2, 0].abs() > 1.0).float().mean() < 0.7
+
+
+def test_images_limit_the_components():
+    """Of 16, for 5 images of each component and dimension."""
+    for n, dimension, most in ((100, 32, 1), (2000, D, 16), (200, D, 10)):
+        assert MixturePrior(dimension, 16)._most(n) == most
+    z, condition = torch.randn(100, 32), conditions(100)
+    mixture, gaussian = MixturePrior(32), GaussianPrior(32)
+    mixture.fit(z, condition)
+    gaussian.fit(z, condition)
+    noise = torch.randn(5, 33)
+    # One component, around the mean of the residuals, which the regression makes 0.
+    torch.testing.assert_close(
+        mixture(noise, condition.rows(slice(5))),
+        gaussian(noise[:, :32], condition.rows(slice(5))),
+        rtol=1e-3,
+        atol=1e-3,
+    )
+
+
+def test_held_out_codes_decide_about_the_components():
+    """Two clusters far apart, and room for 16."""
+    z = torch.randn(3000, D, generator=torch.Generator().manual_seed(0))
+    z[:1500] += 20.0
+    prior = MixturePrior(D, 16)
+    prior.fit(z, Condition.unknown(3000))
+    shares = prior.gate[0].softmax(dim=0)
+    assert 2 <= int(prior.gate[0].isfinite().sum()) <= 4
+    noise = torch.randn(4000, D + 1, generator=torch.Generator().manual_seed(1))
+    far = prior(noise, Condition.unknown(4000))[:, 0] > 10.0
+    # five binomial standard errors of .5
+    assert float(far.float().mean()) == pytest.approx(0.5, abs=5 * 0.5 / 4000**0.5)
+    assert float(shares.sum()) == pytest.approx(1.0)
+
+
+def test_a_flow_of_the_same_codes_is_the_same(monkeypatch):
+    monkeypatch.setattr(flow, "STEPS", 200)
+    made = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        prior = flow.FlowPrior(D, width=16)
+        torch.manual_seed(5)
+        prior.load_state_dict(flow.FlowPrior(D, width=16).state_dict())
+        torch.manual_seed(seed)
+        prior.fit(sided(300), one_field(300))
+        made.append(prior(torch.ones(3, D), one_field(3)))
+        assert not any(p.requires_grad for p in prior.parameters())
+    assert torch.equal(*made)
+
+
+@pytest.mark.parametrize("n", [2, 3, 10])
+@pytest.mark.parametrize("kind", ["mixture", "flow"])
+def test_few_images_are_no_problem(monkeypatch, kind, n):
+    monkeypatch.setattr(flow, "STEPS", 200)
+    prior = LatentPrior(latent_dim=32, kind=kind, width=16)
+    prior.fit(torch.randn(n, 32, generator=torch.Generator().manual_seed(0)), conditions(n))
+    assert prior(torch.randn(2, prior.noise_dim), conditions(2)).isfinite().all()

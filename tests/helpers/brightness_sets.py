@@ -12,7 +12,7 @@ from torch import nn
 
 from cxr_lightning.artifacts import save_product
 from cxr_lightning.data.prepared import hash_rows
-from cxr_lightning.diffusion.prior import LatentPrior
+from cxr_lightning.diffusion.priors import LatentPrior
 from cxr_lightning.networks.autoencoder import Autoencoder
 from cxr_lightning.networks.encoder import Encoder
 from cxr_lightning.networks.unet import Denoiser

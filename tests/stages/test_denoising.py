@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from cxr_lightning.diffusion.priors import LatentPrior, PriorKind
 from cxr_lightning.diffusion.process import add_noise
 from cxr_lightning.diffusion.schedule import alpha_bar
 from cxr_lightning.errors import UserError
@@ -27,9 +28,13 @@ from cxr_lightning.types import FIELDS, Condition
 def build(make_autoencoder, make_denoiser):
     """Makes networks in training; without autoencoder for `uncond`."""
 
-    def make(**changes) -> GeneratorInTraining:
-        autoencoder = None if changes.get("form") == "uncond" else make_autoencoder()
-        return GeneratorInTraining(make_denoiser(**changes).train(), autoencoder)
+    def make(prior: PriorKind = "normal", **changes) -> GeneratorInTraining:
+        denoiser = make_denoiser(**changes).train()
+        if changes.get("form") == "uncond":
+            return GeneratorInTraining(denoiser, None)
+        autoencoder = make_autoencoder()
+        latent = LatentPrior(latent_dim=autoencoder.latent_dim, kind=prior)
+        return GeneratorInTraining(denoiser, autoencoder, prior=latent)
 
     return make
 
@@ -192,12 +197,19 @@ def test_validation_steps_cover_the_range_evenly(build):
 
 
 def test_prior_is_fitted_to_codes_of_the_training_images(build, datamodule):
-    networks = build()
+    states = []
+    for seed in (0, 99):
+        torch.manual_seed(1)
+        networks = build(prior="gaussian")
+        torch.manual_seed(seed)
+        fit_prior(networks, datamodule, torch.device("cpu"))
+        states.append({k: v.clone() for k, v in networks.prior.state_dict().items()})
+    assert all(torch.equal(v, states[0][k]) for k, v in states[1].items())
+    # A continued run keeps what it has.
+    networks.prior.model.weight.zero_()
     fit_prior(networks, datamodule, torch.device("cpu"))
-    first = {k: v.clone() for k, v in networks.prior.state_dict().items()}
-    torch.manual_seed(99)
-    fit_prior(networks, datamodule, torch.device("cpu"))
-    assert all(torch.equal(v, first[k]) for k, v in networks.prior.state_dict().items())
+    assert not networks.prior.model.weight.any()
+    networks.prior.load_state_dict(states[0])
     # its mean over the training conditions is the mean of the codes it was fitted to
     rows = datamodule.rows["train"]
     batch = datamodule.batch_of(rows)
