@@ -20,7 +20,7 @@ from cxr_lightning import __version__
 from cxr_lightning.errors import UserError
 from cxr_lightning.files import atomic_folder, sha256_file
 
-FORMAT = 2
+FORMAT = 3
 GENERATOR_PARTS = ("autoencoder", "prior", "denoiser")
 NETWORK_FILES = ("config.json", "model.safetensors", "manifest.json")
 MADE_BY = {

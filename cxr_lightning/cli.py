@@ -52,6 +52,11 @@ SEVERAL: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     "generate": {
+        "prompt": {
+            "type": str,
+            "help": "In place of condition: one or more texts, such as 'small left effusion, no "
+            "pneumothorax, PA view, 70-year-old woman'. What was understood is printed.",
+        },
         "guidance_interval": {
             "type": float,
             "help": "From and to which share of the diffusion steps there is guidance, such as "

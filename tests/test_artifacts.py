@@ -136,7 +136,7 @@ def test_another_format(copy):
     folder = copy("autoencoder")
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | {"format": 99}))
-    with pytest.raises(UserError, match="has product format 99, but this version reads format 2"):
+    with pytest.raises(UserError, match="has product format 99, but this version reads format 3"):
         check_product(folder, "autoencoder", "model.x")
 
 

@@ -4,11 +4,13 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
+import pandas as pd
 from lightning import Callback, LightningModule, Trainer
 
 from cxr_lightning.artifacts import save_product
 from cxr_lightning.errors import UserError
 from cxr_lightning.stages.base import Stage
+from cxr_lightning.types import OBSERVATIONS
 
 
 class Export(Callback):
@@ -84,9 +86,16 @@ class Export(Callback):
         facts = {
             "parents": dict(product.parents),
             "data": pl_module.datamodule.prepared.sha256,
+            "training_images": _count_observations(pl_module.datamodule.prepared.table),
             "step": trainer.global_step,
             "metrics": {k: float(v) for k, v in sorted(trainer.callback_metrics.items())},
             "config": self.config,
         }
         folder = self.folder or Path(trainer.default_root_dir) / "product"
         save_product(folder, product.kind, product.networks, facts)
+
+
+def _count_observations(table: pd.DataFrame) -> dict[str, int]:
+    """Training images that show each observation."""
+    train = table[table["split"] == "train"]
+    return {observation: int((train[observation] == 1.0).sum()) for observation in OBSERVATIONS}

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,15 +16,22 @@ from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from cxr_lightning import __version__
-from cxr_lightning.artifacts import product_sha256
+from cxr_lightning.artifacts import check_product, product_sha256
+from cxr_lightning.data.prepared import open_prepared
+from cxr_lightning.data.prompt import parse_prompt
+from cxr_lightning.data.requests import ImageRequests
 from cxr_lightning.data.transforms import to_image
-from cxr_lightning.data.vocabulary import HealthCondition, View, parse_condition
+from cxr_lightning.data.vocabulary import View, parse_condition
 from cxr_lightning.diffusion.generator import Generator
 from cxr_lightning.diffusion.samplers import SamplerName, Sampling, Spacing
 from cxr_lightning.errors import UserError
 from cxr_lightning.types import OBSERVATIONS, Condition
 
 FORMAT = 1
+FEW = 10
+"""Training images of an observation below which there is a warning."""
+
+DEFAULT = "healthy,pneumonia,pleural_effusion"
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,9 @@ class Request:
     version: str
     product: dict[str, str]
     conditions: list[str]
+    prompts: list[str]
+    like: str | None
+    balance: bool
     view: View | None
     count: int
     seed: int
@@ -52,7 +63,10 @@ class Request:
 def generate(
     model: Path,
     out: Path,
-    condition: str = "healthy,pneumonia,pleural_effusion",
+    condition: str | None = None,
+    prompt: list[str] | None = None,
+    like: Path | None = None,
+    balance: bool = False,
     view: View | None = None,
     count: int = 100,
     seed: int = 0,
@@ -78,10 +92,16 @@ def generate(
         model: Product of stage 2 or 4.
         out: Folder to write; must not exist.
         condition: Health conditions, separated by commas; several findings in one image are joined
-            by a plus sign, as in pneumonia+pleural_effusion.
-        view: AP or PA, for all images; by default the model chooses, as common as each is with the
-            condition in its training data.
-        count: Number of images of each condition.
+            by a plus sign, as in pneumonia+pleural_effusion. Default, without prompt and like:
+            healthy,pneumonia,pleural_effusion.
+        prompt: In place of condition: one or more texts, such as "small left effusion, no
+            pneumothorax, PA view, 70-year-old woman". What was understood is printed.
+        like: In place of condition: a prepared data set, whose training images' conditions, views,
+            sexes and ages are drawn together.
+        balance: With like: rare findings as often as common ones.
+        view: AP or PA, for all images of condition; by default the model chooses, as common as each
+            is with the condition in its training data.
+        count: Number of images of each condition or prompt; with like, of all.
         seed: Seed of the data set.
         sampler: ddpm (ancestral), ddim, dpmpp_2m, dpmpp_3m (DPM-Solver++) or unipc.
         steps: Number of denoising steps.
@@ -94,7 +114,7 @@ def generate(
         batch_size: Images made at once.
         device: cpu, cuda, cuda:1, ..., or auto.
     """
-    conditions = [parse_condition(name) for name in condition.split(",")]
+    _check_exclusive({"condition": condition, "prompt": prompt, "like": like}, view, balance)
     for argument, value in (("count", count), ("batch_size", batch_size)):
         if value < 1:
             raise UserError(f"{argument}: {value} is not possible; use 1 or more.")
@@ -102,17 +122,24 @@ def generate(
         raise UserError(f"seed: {seed} is negative; give 0 or more.")
     if out.exists():
         raise UserError(f"out: {out} exists already; give another folder or remove it.")
+    requests = _requests(condition, prompt, like, balance, view, count, seed)
     low, high = _interval(guidance_interval)
     sampling = Sampling(sampler, steps, guidance, (low, high), eta, spacing, start)
+    manifest = check_product(model, "generator", "model")
     generator = Generator.from_pretrained(model, "model")
     generator.check(sampling)
+    _check_guidance(guidance, manifest)
+    _warn_of_unseen(requests.condition, manifest)
     target = torch.device(_device(device))
     request = Request(
         format=FORMAT,
         kind="synthetic",
         version=__version__,
         product={"path": str(model), "sha256": product_sha256(model)},
-        conditions=[c.name for c in conditions],
+        conditions=list(dict.fromkeys(name for name in requests.names if name is not None)),
+        prompts=list(dict.fromkeys(text for text in requests.prompts if text is not None)),
+        like=None if like is None else open_prepared(like).sha256,
+        balance=balance,
         view=view,
         count=count,
         seed=seed,
@@ -120,11 +147,74 @@ def generate(
         batch_size=batch_size,
         size=generator.image_size,
     )
-    partial = _open_partial(out, request)
-    _make_images(generator.to(target), partial, request, conditions, sampling)
-    _write_table(partial, out.name, request, conditions)
+    partial = _open_partial(out, request, len(requests))
+    _make_images(generator.to(target), partial, request, requests, sampling)
+    _write_table(partial, out.name, request, requests)
     partial.rename(out)
-    print(f"{count * len(conditions)} synthetic radiographs in {out}")
+    print(f"{len(requests)} synthetic radiographs in {out}")
+
+
+def _check_exclusive(sources: dict[str, Any], view: View | None, balance: bool) -> None:
+    given = [name for name, value in sources.items() if value is not None]
+    if len(given) > 1:
+        raise UserError(
+            f"{given[1]}: {sources[given[1]]} is given beside {given[0]}; give one of the two."
+        )
+    if balance and "like" not in given:
+        raise UserError("balance: it says how to draw from a prepared data set; give --like too.")
+    if view is not None and {"prompt", "like"} & set(given):
+        raise UserError(
+            f"view: {view} is given beside {given[0]}, which states views itself; leave it out."
+        )
+
+
+def _check_guidance(guidance: float, manifest: dict[str, Any]) -> None:
+    settings = manifest.get("config", {}).get("model", {}).get("init_args", {})
+    if guidance != 1.0 and settings.get("drop_condition") == 0.0:
+        raise UserError(
+            f"guidance: {guidance} needs a model that was trained without its condition at times, "
+            "but model.drop_condition of this one was 0; use 1, or train it with 0.1."
+        )
+
+
+def _warn_of_unseen(condition: Condition, manifest: dict[str, Any]) -> None:
+    """Says which requested observations were rare in training, where the product knows."""
+    counts: dict[str, int] = manifest.get("training_images", {})
+    asked = (condition.observations == 1.0).any(dim=0).tolist()
+    for observation, is_asked in zip(OBSERVATIONS, asked, strict=True):
+        if is_asked and counts.get(observation, FEW) < FEW:
+            print(
+                f"warning: only {counts[observation]} training images of this model show "
+                f"{observation}: what it draws for it means little",
+                file=sys.stderr,
+            )
+
+
+def _requests(
+    condition: str | None,
+    prompt: list[str] | None,
+    like: Path | None,
+    balance: bool,
+    view: View | None,
+    count: int,
+    seed: int,
+) -> ImageRequests:
+    if prompt is not None:
+        prompts = [parse_prompt(text) for text in prompt]
+        for understood in prompts:
+            print(understood.describe())
+            if any(finding.side or finding.severity for finding in understood.findings):
+                print("side and severity are not followed: a condition does not hold them")
+        return ImageRequests.of_prompts(prompts, count)
+    if like is not None:
+        try:
+            table = open_prepared(like).table
+        except UserError as error:
+            raise UserError(str(error).replace("data.root", "like", 1)) from error
+        train = table[table["split"] == "train"].reset_index(drop=True)
+        return ImageRequests.like(train, count, seed, balance)
+    names = (condition if condition is not None else DEFAULT).split(",")
+    return ImageRequests.of_conditions([parse_condition(name) for name in names], count, view)
 
 
 def _interval(given: list[float] | None) -> list[float]:
@@ -146,7 +236,7 @@ def _device(name: str) -> str:
     return name
 
 
-def _open_partial(out: Path, request: Request) -> Path:
+def _open_partial(out: Path, request: Request, images: int) -> Path:
     """The folder that becomes `out`: a new one, or that of an interrupted run of this request."""
     partial = out.with_name(f".{out.name}.partial")
     state = partial / "request.json"
@@ -154,7 +244,7 @@ def _open_partial(out: Path, request: Request) -> Path:
     if state.is_file() and state.read_text() == wanted:
         return partial
     shutil.rmtree(partial, ignore_errors=True)
-    size = request.count * len(request.conditions) * request.size**2
+    size = images * request.size**2
     out.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(out.parent).free
     if size > free:
@@ -171,23 +261,22 @@ def _make_images(
     generator: Generator,
     folder: Path,
     request: Request,
-    conditions: list[HealthCondition],
+    requests: ImageRequests,
     sampling: Sampling,
 ) -> None:
-    wanted = range(request.count * len(conditions))
+    wanted = range(len(requests))
     missing = [i for i in wanted if not (folder / _path(i)).is_file()]
     note = PngInfo()
     note.add_text("Synthetic", "yes")
     note.add_text("Software", f"cxr_lightning {__version__}")
     note.add_text("Product-SHA256", request.product["sha256"])
-    requests = [condition.request(1, request.view) for condition in conditions]
     width = min(request.batch_size, len(wanted))
     with tqdm(total=len(wanted), initial=len(wanted) - len(missing), unit="image") as bar:
         for batch in _batches(missing, width):
             padded = batch + batch[-1:] * (width - len(batch))  # one shape, so one rounding
-            which = [requests[i // request.count] for i in padded]
-            asked = Condition.cat(which).to(generator.device)
-            images = generator.generate(asked, torch.tensor(padded), sampling, seed=request.seed)
+            index = torch.tensor(padded)
+            asked = requests.condition.rows(index).to(generator.device)
+            images = generator.generate(asked, index, sampling, seed=request.seed)
             for i, pixels in zip(batch, to_image(images).cpu().numpy()[:, 0], strict=False):
                 _write_png(folder / _path(i), pixels, note)
             bar.update(len(batch))
@@ -210,30 +299,14 @@ def _write_png(path: Path, pixels: np.ndarray, note: PngInfo) -> None:
     temporary.rename(path)
 
 
-def _write_table(
-    folder: Path, name: str, request: Request, conditions: list[HealthCondition]
-) -> None:
+def _write_table(folder: Path, name: str, request: Request, requests: ImageRequests) -> None:
     """train.csv with CheXpert's columns, and the manifest; the run's state file goes."""
-    rows, images = [], []
-    for i in range(request.count * len(conditions)):
-        condition = conditions[i // request.count]
-        row: dict[str, Any] = {
-            "Path": f"{name}/{_path(i)}",
-            "Sex": "Unknown",
-            "Age": "",
-            "Frontal/Lateral": "Frontal",
-            "AP/PA": request.view or "",
-        }
-        rows.append(row | _labels(condition))
-        images.append({"path": _path(i), "condition": condition.name, "index": i})
+    rows = [{"Path": f"{name}/{_path(i)}"} | row for i, row in enumerate(requests.rows())]
     pd.DataFrame(rows).to_csv(folder / "train.csv", index=False)
+    images = [
+        {"path": _path(i), "condition": condition, "prompt": prompt, "index": i}
+        for i, (condition, prompt) in enumerate(zip(requests.names, requests.prompts, strict=True))
+    ]
     manifest = asdict(request) | {"images": images}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     (folder / "request.json").unlink()
-
-
-def _labels(condition: HealthCondition) -> dict[str, float | str]:
-    """The requested observations as CheXpert's 1.0 and 0.0, blank where nothing was asked."""
-    asked = condition.request(1)
-    values = zip(asked.observations[0].tolist(), asked.observations_known[0].tolist(), strict=True)
-    return {o: v if known else "" for o, (v, known) in zip(OBSERVATIONS, values, strict=True)}

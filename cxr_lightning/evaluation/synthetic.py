@@ -188,8 +188,11 @@ def _read_table(place: Path) -> pd.DataFrame:
     return parse_numbers(pd.DataFrame({"Path": names, "patient": names}).assign(**stated))
 
 
-def _requested(manifest: dict[str, Any], table: pd.DataFrame) -> Shaped[np.ndarray, " n"]:
-    """Condition of each row from the manifest, whose paths start from the folder."""
+def _requested(manifest: dict[str, Any], table: pd.DataFrame) -> Shaped[np.ndarray, " n"] | None:
+    """Condition of each row from the manifest, whose paths start from the folder.
+
+    None where images were asked for by prompts or drawn from a table: their labels say it.
+    """
     conditions = {image["path"]: image["condition"] for image in manifest["images"]}
     paths = [path.split("/", 1)[-1] if path not in conditions else path for path in table["Path"]]
     missing = [path for path in paths if path not in conditions]
@@ -199,6 +202,8 @@ def _requested(manifest: dict[str, Any], table: pd.DataFrame) -> Shaped[np.ndarr
             f"synthetic: train.csv and manifest.json do not list the same images (first: {first}); "
             "make the set again."
         )
+    if None in conditions.values():
+        return None
     return np.array([conditions[path] for path in paths])
 
 

@@ -21,6 +21,7 @@ from cxr_lightning.data.vocabulary import parse_condition
 from cxr_lightning.diffusion.generator import Generator
 from cxr_lightning.diffusion.samplers import Sampling
 from cxr_lightning.errors import UserError
+from cxr_lightning.evaluation.synthetic import read_synthetic
 from cxr_lightning.types import FIELDS, Condition
 
 
@@ -228,6 +229,12 @@ def test_an_existing_folder_is_refused_and_left_alone(run, tmp_path):
         ({"steps": 0}, "steps: 0 "),
         ({"steps": 51}, "steps: 51 "),
         ({"guidance": -2.0}, "guidance: -2.0 "),
+        ({"prompt": ["edema"]}, r"prompt: \['edema'\] is given beside condition"),
+        ({"condition": None, "prompt": ["banana"]}, "prompt: 'banana' names no finding"),
+        ({"condition": None, "prompt": ["no edema, edema"]}, "states Edema as present"),
+        ({"condition": None, "prompt": ["edema"], "view": "PA"}, "view: PA is given beside prompt"),
+        ({"condition": None, "like": Path("/nowhere")}, "like: no prepared data set at /nowhere"),
+        ({"balance": True}, "balance: .* give --like too"),
         ({"guidance_interval": [0.2]}, "guidance_interval: 0.2 is no interval"),
         ({"guidance_interval": [0.9, 0.2]}, "guidance_interval: 0.9 to 0.2 is no interval"),
         ({"eta": 3.0}, "eta: 3.0 "),
@@ -260,3 +267,61 @@ def test_a_changed_product_and_another_kind_are_refused(run, tmp_path, products)
     with pytest.raises(UserError, match=r"^model: .* were changed"):
         run(tmp_path / "synthetic", model=folder)
     assert not (tmp_path / "synthetic").exists()
+
+
+def test_prompts_become_conditions_and_labels(run, tmp_path, capsys):
+    texts = ["small left effusion, no pneumothorax, PA view, 70-year-old woman", "possible edema"]
+    out = run(tmp_path / "synthetic", condition=None, prompt=texts, count=2)
+    said = capsys.readouterr().out
+    assert "present: Pleural Effusion\nabsent: Pneumothorax\nview: PA\nsex: Female" in said
+    assert "side and severity are not followed" in said
+    table = pd.read_csv(out / "train.csv")
+    assert tuple(table.columns) == COLUMNS
+    effusion, doubtful = table[:2], table[2:]
+    assert (effusion["Pleural Effusion"] == 1).all()
+    assert (effusion["Pneumothorax"] == 0).all()
+    assert (effusion[["Sex", "Age", "AP/PA"]] == ["Female", 70, "PA"]).all(axis=None)
+    assert (doubtful["Edema"] == -1).all()
+    assert doubtful[["Age", "AP/PA", "Pneumonia"]].isna().all(axis=None)
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert [i["prompt"] for i in manifest["images"]] == [texts[0]] * 2 + [texts[1]] * 2
+    assert {i["condition"] for i in manifest["images"]} == {None}
+    drawn = read_synthetic(out, 32, tmp_path / "images.npy")
+    assert drawn.requested is None
+    assert (drawn.table["Pleural Effusion"] == 1).sum() == 2
+
+
+def test_a_set_like_a_prepared_one_has_its_conditions(run, tmp_path, prepared):
+    real = pd.read_csv(prepared / "table.csv")
+    train = real[real["split"] == "train"]
+    out = run(tmp_path / "synthetic", condition=None, like=prepared, count=len(train))
+    table = pd.read_csv(out / "train.csv")
+    columns = ["Sex", "Age", "AP/PA"]
+    drawn, expected = (t[columns].value_counts(dropna=False).to_dict() for t in (table, train))
+    assert drawn == expected
+    for observation in ("Pneumonia", "Pleural Effusion"):
+        assert (table[observation] == 1).sum() == (train[observation] == 1).sum()
+
+
+def test_guidance_without_condition_dropout_is_refused(run, tmp_path, products):
+    folder = shutil.copytree(products / "generator", tmp_path / "product")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["config"] = {"model": {"init_args": {"drop_condition": 0.0}}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"^guidance: 2.0 needs a model .*drop_condition"):
+        run(tmp_path / "synthetic", model=folder, guidance=2.0)
+    run(tmp_path / "synthetic", model=folder, guidance=1.0)
+
+
+def test_a_finding_that_training_never_showed_is_told_with_its_count(
+    run, tmp_path, products, capsys
+):
+    folder = shutil.copytree(products / "generator", tmp_path / "product")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["training_images"] = {"Edema": 0, "Pneumonia": 500, "Fracture": 3}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    run(tmp_path / "synthetic", model=folder, condition="edema,pneumonia", count=1)
+    said = capsys.readouterr().err
+    assert "warning: only 0 training images of this model show Edema" in said
+    assert "Pneumonia:" not in said
+    assert "Fracture" not in said

@@ -1,0 +1,108 @@
+"""What every image of a synthetic data set shall show."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Int
+
+from cxr_lightning.data.dataset import table_condition
+from cxr_lightning.data.policies import LabelPolicy
+from cxr_lightning.data.prompt import Prompt
+from cxr_lightning.data.vocabulary import HealthCondition, View
+from cxr_lightning.errors import UserError
+from cxr_lightning.types import FIELDS, OBSERVATIONS, Condition
+
+
+@dataclass(frozen=True)
+class ImageRequests:
+    """What every image of a synthetic data set shall show.
+
+    Attributes:
+        condition: One row an image.
+        names: Name of the health condition of each image; None where it is none of them.
+        prompts: The text that each image was asked for with; None without one.
+    """
+
+    condition: Condition
+    names: list[str | None]
+    prompts: list[str | None]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @staticmethod
+    def of_conditions(
+        conditions: Sequence[HealthCondition], count: int, view: View | None = None
+    ) -> "ImageRequests":
+        """So many images of each condition, one condition after the other."""
+        asked = [condition.request(count, view) for condition in conditions]
+        names: list[str | None] = [c.name for c in conditions for _ in range(count)]
+        return ImageRequests(Condition.cat(asked), names, [None] * len(names))
+
+    @staticmethod
+    def of_prompts(prompts: Sequence[Prompt], count: int) -> "ImageRequests":
+        """So many images of each prompt, one prompt after the other."""
+        asked = [prompt.condition(count) for prompt in prompts]
+        texts: list[str | None] = [prompt.text for prompt in prompts for _ in range(count)]
+        return ImageRequests(Condition.cat(asked), [None] * len(texts), texts)
+
+    @staticmethod
+    def like(table: pd.DataFrame, count: int, seed: int, balance: bool) -> "ImageRequests":
+        """So many images with the joint distribution of conditions of a prepared table.
+
+        Args:
+            table: Rows of the prepared table to draw from.
+            count: Number of images; each row is drawn as often as any other, give or take one.
+            seed: Of the draw.
+            balance: Draws an observation first, each as likely as any other that the table has,
+                and then a row that shows it, so that rare findings are as common as others.
+
+        Raises:
+            UserError: If there is no row, or, with `balance`, none that shows an observation.
+        """
+        if not len(table):
+            raise UserError("like: the prepared set has no image in its split train.")
+        generator = np.random.default_rng(seed)
+        rows = _balanced(table, count, generator) if balance else _even(table, count, generator)
+        condition = table_condition(table, LabelPolicy()).rows(torch.from_numpy(rows))
+        return ImageRequests(condition, [None] * count, [None] * count)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What was asked for in CheXpert's columns but `Path`: 1, 0 or -1, blank where unknown."""
+        return [
+            _columns(*parts)
+            for parts in zip(*(part.tolist() for part in self.condition), strict=True)
+        ]
+
+
+def _even(table: pd.DataFrame, count: int, generator: np.random.Generator) -> Int[np.ndarray, " n"]:
+    rounds = -(-count // len(table))
+    return np.concatenate([generator.permutation(len(table)) for _ in range(rounds)])[:count]
+
+
+def _balanced(
+    table: pd.DataFrame, count: int, generator: np.random.Generator
+) -> Int[np.ndarray, " n"]:
+    shown = [np.flatnonzero(table[observation] == 1.0) for observation in OBSERVATIONS]
+    shown = [rows for rows in shown if len(rows)]
+    if not shown:
+        raise UserError("balance: no image of the prepared set shows any observation.")
+    chosen = generator.integers(len(shown), size=count)
+    return np.array([generator.choice(shown[i]) for i in chosen])
+
+
+def _columns(value: list[float], known: list[bool], uncertain: list[bool]) -> dict[str, Any]:
+    stated = {f: v for f, v, k in zip(FIELDS, value, known, strict=True) if k}
+    doubtful = {f: -1.0 for f, doubt in zip(FIELDS, uncertain, strict=True) if doubt}
+    labels = stated | doubtful
+    return {
+        "Sex": {1.0: "Male", 0.0: "Female"}.get(stated.get("Male", -1.0), "Unknown"),
+        "Age": round(100.0 * stated["Age"]) if "Age" in stated else "",
+        "Frontal/Lateral": "Frontal",
+        "AP/PA": {1.0: "PA", 0.0: "AP"}.get(stated.get("PA", -1.0), ""),
+        **{observation: labels.get(observation, "") for observation in OBSERVATIONS},
+    }
