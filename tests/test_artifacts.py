@@ -39,7 +39,7 @@ def copy(products: Path, tmp_path: Path) -> Callable[[str], Path]:
 @pytest.mark.parametrize(("name", "kind"), [*KINDS, ("uncond", "generator")])
 def test_a_whole_product_passes_and_gives_its_manifest(products, name, kind):
     manifest = check_product(products / name, kind, "model")
-    assert manifest["format"] == 2
+    assert manifest["format"] == 3
     assert manifest["kind"] == kind
     assert manifest["sha256"] == product_sha256(products / name)
 
