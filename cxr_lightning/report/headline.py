@@ -154,6 +154,11 @@ def _finding_words(records: Sequence[Measurement]) -> Verdict:
     failed = [r for r in judged if not r.passed]
     if not judged:
         return Verdict("none", "no comparison: too few real images with these findings")
+    if not failed and len(judged) < len(records):
+        count = f"{len(judged)} of {len(records)} findings"
+        return Verdict(
+            "none", f"{count} recognised as in real images; the others cannot be compared"
+        )
     if not failed:
         return Verdict("ok", "findings recognised as in real images")
     names = ", ".join(label(r.condition) for r in failed[:3]) + (" …" if len(failed) > 3 else "")
@@ -218,9 +223,12 @@ def _privacy(evaluation: Evaluation) -> AxisLine | None:
 
 
 def _copy_words(worst: Measurement, allowed: float | None) -> Verdict:
-    beyond = f" beyond {percent(allowed)} false positives" if allowed is not None else ""
+    chance = "" if allowed is None else f"{percent(allowed)} false positives"
+    beyond = f" beyond {chance}" if chance else ""
     if worst.passed is None:
         return Verdict("none", "no comparison: too few held-out patients")
+    if worst.passed and allowed is not None and (worst.value or 0.0) > allowed:
+        return Verdict("none", f"no clear sign of copying: more than {chance}, by chance maybe")
     if worst.passed:
         return Verdict("ok", f"no sign of copying{beyond}")
     return Verdict("worse", f"copies of training images{beyond}")

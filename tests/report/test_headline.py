@@ -95,6 +95,12 @@ def test_conditions_count_what_is_not_recognised() -> None:
     assert line.verdict.text == ("1 of 2 findings less recognisable than in real images: Edema")
     assert (line.key, line.real, line.key_note) == ("0.750", "0.800", "AUROC, mean of 2 findings")
     assert lines([finding("edema", 0.9)])["Conditions"].verdict.symbol == "ok"
+    unjudged = replace(finding("pneumonia", 0.9), better=None)
+    line = lines([finding("edema", 0.9), unjudged])["Conditions"]
+    assert line.verdict.symbol == "none"
+    assert line.verdict.text == (
+        "1 of 2 findings recognised as in real images; the others cannot be compared"
+    )
 
 
 def test_utility_says_that_the_best_of_several_was_chosen() -> None:
@@ -124,9 +130,14 @@ def copies(rate: float, low: float) -> Record:
 
 
 def test_privacy_takes_the_worst_space() -> None:
-    line = lines([copies(0.012, 0.004)])["Privacy"]
+    line = lines([copies(0.008, 0.004)])["Privacy"]
     assert plain(line.verdict.text) == "no sign of copying beyond 1 % false positives"
-    assert plain(line.key) == "1.2 %"
+    assert (line.verdict.symbol, plain(line.key)) == ("ok", "0.8 %")
+    line = lines([copies(0.012, 0.004)])["Privacy"]
+    assert plain(line.verdict.text) == (
+        "no clear sign of copying: more than 1 % false positives, by chance maybe"
+    )
+    assert (line.verdict.symbol, plain(line.key)) == ("none", "1.2 %")
     patients = Record("privacy", "copied_patients", 7.0, 9, 9)
     worst = lines([copies(0.012, 0.004), copies(0.1, 0.05), patients])["Privacy"]
     assert plain(worst.verdict.text) == "copies of training images beyond 1 % false positives"
