@@ -61,7 +61,7 @@ SEVERAL: dict[str, dict[str, dict[str, Any]]] = {
             "type": float,
             "help": "From and to which share of the diffusion steps there is guidance, such as "
             "0.2 0.8 (0 the clean image, 1 pure noise); default: all of them.",
-        }
+        },
     },
     "prepare": {
         "parts": {

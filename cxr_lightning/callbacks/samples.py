@@ -21,7 +21,8 @@ from cxr_lightning.types import Batch
 class SampleGrid(Callback):
     """After validation: a grid of new images, and one of reconstructions.
 
-    New images: a row a health condition. Reconstructions: a column an image; originals, the VAE's
+    New images: a row a health condition; stage 1 knows none, so its rows are all different images
+    of the standard normal prior. Reconstructions: a column an image; originals, the VAE's
     image and the refined image below one another. The seeds are fixed, so grids of different steps
     show the same images growing.
 
@@ -78,9 +79,10 @@ class SampleGrid(Callback):
 
     def _generated(self, generator: Generator) -> Float[Tensor, "n 1 h w"]:
         rows = []
-        for condition in self.conditions:
+        for row, condition in enumerate(self.conditions):
             request = condition.request(self.count).to(generator.device)
-            index = torch.arange(self.count)
+            first = row * self.count if generator.denoiser is None else 0
+            index = torch.arange(first, first + self.count)
             rows.append(generator.generate(request, index, self.sampling))
         return torch.cat(rows)
 

@@ -1,6 +1,5 @@
 """Autoencoder of stage 1: a convolutional VAE."""
 
-import math
 from itertools import pairwise
 
 import torch
@@ -11,41 +10,41 @@ from torch import Tensor, nn
 from cxr_lightning.errors import UserError
 from cxr_lightning.networks.blocks import Downsample, ResBlock, Upsample, group_norm
 
-BOTTOM = 4
-"""Height and width of the smallest feature map, in pixels."""
+BOTTOM = range(4, 8)
+"""Possible heights and widths of the smallest feature map, in pixels."""
 
 
 class Autoencoder(nn.Module, PyTorchModelHubMixin):
     """VAE with a vector-valued latent code (Kingma and Welling 2013, arXiv 1312.6114).
 
-    The encoder halves the image down to 4x4 and gives mean and log variance of q(z|x); the
-    decoder mirrors it.
+    The encoder halves the image down to 4 to 7 pixels and gives mean and log variance of q(z|x);
+    the decoder mirrors it.
 
     Args:
-        image_size: Height and width of the images in pixels: 4 times a power of two, at least 8.
+        image_size: Height and width of the images in pixels: 4, 5, 6 or 7 times a power of two, at
+            least 8; so 32, 40, 48, 56, 64, 80, 96, 112, ..., 512.
         width: Channels at full resolution; they double at each halving, up to 8 times.
         latent_dim: Dimension of the latent code.
         channels: Image channels.
 
     Raises:
-        UserError: If `image_size` is not such a number.
+        UserError: If `image_size` is not such a number, or another one is below 1.
     """
 
     def __init__(
         self, *, image_size: int, width: int = 32, latent_dim: int = 128, channels: int = 1
     ) -> None:
         super().__init__()
-        levels = math.log2(image_size / BOTTOM) if image_size >= 2 * BOTTOM else 0.5
-        if levels != int(levels):
-            raise UserError(
-                f"model.image_size: {image_size} cannot be halved down to {BOTTOM} pixels; use a "
-                "power of two from 8 on, such as 32, 64, 128, 256."
-            )
+        for name, size in (("width", width), ("latent_dim", latent_dim), ("channels", channels)):
+            if size < 1:
+                raise UserError(f"model.{name}: {size} is too small; use at least 1.")
+        levels = halvings(image_size)
+        bottom = image_size >> levels
         self.image_size = image_size
         self.latent_dim = latent_dim
-        widths = [width * min(2**level, 8) for level in range(int(levels) + 1)]
-        self.encoder = _encoder(channels, widths, 2 * latent_dim)
-        self.decoder = _decoder(channels, widths, latent_dim)
+        widths = [width * min(2**level, 8) for level in range(levels + 1)]
+        self.encoder = _encoder(channels, widths, bottom, 2 * latent_dim)
+        self.decoder = _decoder(channels, widths, bottom, latent_dim)
 
     def encode(
         self, image: Float[Tensor, "b c h w"]
@@ -72,20 +71,38 @@ def sample_latent(
     return mean + torch.exp(0.5 * log_variance) * noise
 
 
-def _encoder(channels: int, widths: list[int], out: int) -> nn.Sequential:
+def halvings(image_size: int) -> int:
+    """How often an image can be halved until it is 4 to 7 pixels high and wide.
+
+    Raises:
+        UserError: If it does not come down to such a size, or is that small already.
+    """
+    size, count = image_size, 0
+    while size > BOTTOM[-1] and size % 2 == 0:
+        size, count = size // 2, count + 1
+    if count == 0 or size not in BOTTOM:
+        raise UserError(
+            f"model.image_size: {image_size} cannot be halved down to {BOTTOM[0]} to {BOTTOM[-1]} "
+            "pixels; use 4, 5, 6 or 7 times a power of two, such as 32, 64, 96, 128, 224, 256, "
+            "320, 512."
+        )
+    return count
+
+
+def _encoder(channels: int, widths: list[int], bottom: int, out: int) -> nn.Sequential:
     layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], 3, padding=1)]
     for lower, higher in pairwise(widths):
         layers += [ResBlock(lower, higher), Downsample(higher)]
     layers += [ResBlock(widths[-1], widths[-1]), group_norm(widths[-1]), nn.SiLU()]
-    layers += [nn.Flatten(), nn.Linear(widths[-1] * BOTTOM**2, out)]
+    layers += [nn.Flatten(), nn.Linear(widths[-1] * bottom**2, out)]
     return nn.Sequential(*layers)
 
 
-def _decoder(channels: int, widths: list[int], latent_dim: int) -> nn.Sequential:
+def _decoder(channels: int, widths: list[int], bottom: int, latent_dim: int) -> nn.Sequential:
     top = widths[-1]
     layers: list[nn.Module] = [
-        nn.Linear(latent_dim, top * BOTTOM**2),
-        nn.Unflatten(1, (top, BOTTOM, BOTTOM)),
+        nn.Linear(latent_dim, top * bottom**2),
+        nn.Unflatten(1, (top, bottom, bottom)),
         ResBlock(top, top),
     ]
     for higher, lower in pairwise(reversed(widths)):

@@ -116,7 +116,8 @@ class Stage(LightningModule, ABC):
             self.log(
                 f"{self.name}/{split}/{name}",
                 value,
-                batch_size=count,
+                # as a float: Lightning rounds a whole number down when it averages over processes
+                batch_size=float(count),  # type: ignore[arg-type]
                 on_step=split == "train",
                 on_epoch=split != "train",
                 sync_dist=split != "train",

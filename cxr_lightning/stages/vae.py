@@ -6,15 +6,15 @@ import torch
 from jaxtyping import Float, UInt8
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
-from torchmetrics.functional.image import (
-    peak_signal_noise_ratio,
-    structural_similarity_index_measure,
-)
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.image import PeakSignalNoiseRatio
 
 from cxr_lightning.data.transforms import to_image
 from cxr_lightning.diffusion.generator import Generator
 from cxr_lightning.diffusion.priors import LatentPrior
-from cxr_lightning.losses.vae import active_units, kl_divergence, reconstruction_error
+from cxr_lightning.errors import UserError
+from cxr_lightning.losses.vae import structural_similarity, vae_loss
+from cxr_lightning.metrics.active_units import ActiveUnits
 from cxr_lightning.networks.autoencoder import Autoencoder, sample_latent
 from cxr_lightning.stages.base import Decay, Product, Stage, default_optimizer
 from cxr_lightning.types import Batch
@@ -22,7 +22,14 @@ from cxr_lightning.types import Batch
 
 @final
 class VAE(Stage):
-    """L = reconstruction + beta KL (Kingma and Welling 2013, arXiv 1312.6114).
+    """L = reconstruction + beta KL + ssim_weight structure (Kingma and Welling 2013).
+
+    arXiv 1312.6114; the terms are in `losses.vae`. A learned perceptual term is left out: its
+    network's weights would have to be downloaded.
+
+    Validation decodes the posterior mean, and weighs the KL divergence with the full beta from the
+    first step on, so that epochs compare: the loss, PSNR (dB) and SSIM (means over the images), KL
+    (nats an image), active units.
 
     Args:
         image_size: Height and width in pixels (from `data.image_size`).
@@ -30,9 +37,14 @@ class VAE(Stage):
         latent_dim: Dimension of the latent code.
         beta: Weight of the KL divergence.
         beta_warmup_steps: Steps over which beta rises linearly from 0.
+        ssim_weight: Weight of 1 - SSIM, summed over pixels as the squared error is: at 1.0 a pixel
+            without any structural similarity costs as much as one that is wrong by half the range.
         optimizer: Optimizer of the autoencoder.
         warmup_steps: Steps of linear learning-rate warm-up.
         decay: Learning rate after warm-up: `constant` or `cosine`.
+
+    Raises:
+        UserError: If a number is out of its range.
     """
 
     def __init__(
@@ -42,16 +54,29 @@ class VAE(Stage):
         latent_dim: int = 128,
         beta: float = 1.0,
         beta_warmup_steps: int = 0,
+        ssim_weight: float = 0.0,
         optimizer: OptimizerCallable = default_optimizer,
         warmup_steps: int = 0,
         decay: Decay = "constant",
     ) -> None:
         super().__init__(optimizer, warmup_steps, decay)
+        _not_negative("beta", beta)
+        _not_negative("beta_warmup_steps", beta_warmup_steps)
+        _not_negative("ssim_weight", ssim_weight)
         self.autoencoder = Autoencoder(image_size=image_size, width=width, latent_dim=latent_dim)
         self.latent_dim = latent_dim
         self.beta = beta
         self.beta_warmup_steps = beta_warmup_steps
-        self.means: list[Float[Tensor, "b d"]] = []
+        self.ssim_weight = ssim_weight
+        self.measures = MetricCollection(
+            {
+                "psnr": PeakSignalNoiseRatio(data_range=2.0, dim=(1, 2, 3)),
+                "active_units": ActiveUnits(latent_dim),
+                **{name: image_mean() for name in ("loss", "reconstruction", "kl", "ssim")},
+                **({"structure": image_mean()} if ssim_weight else {}),
+            },
+            compute_groups=False,
+        )
 
     @property
     def name(self) -> str:
@@ -64,49 +89,58 @@ class VAE(Stage):
 
     def generator(self) -> Generator:
         """The autoencoder with the standard normal prior."""
-        prior = LatentPrior(latent_dim=self.latent_dim).to(self.device)
+        prior = LatentPrior(latent_dim=self.latent_dim, kind="normal").to(self.device)
         return Generator(None, self.autoencoder, prior)
 
+    def beta_at(self, step: int) -> float:
+        """The weight of the KL divergence after `step` optimizer steps."""
+        return self.beta * min((step + 1) / (self.beta_warmup_steps + 1), 1.0)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
-        """Negative ELBO of a batch, with beta on its way up."""
+        """Loss of a batch at a sampled code, with beta on its way up."""
         noise = self.draw(
             lambda n: torch.randn(n, self.latent_dim, device=self.device), len(batch.image)
         )
-        ramp = (self.global_step + 1) / (self.beta_warmup_steps + 1)
-        beta = self.beta * min(ramp, 1.0)
-        scalars, _ = self._objective(batch, noise, beta)
-        self.log_scalars("train", scalars, len(batch.image))
-        return scalars["loss"]
+        posterior = self.autoencoder.encode(batch.image)
+        made = self.autoencoder.decode(sample_latent(*posterior, noise))
+        beta = self.beta_at(self.global_step)
+        terms = vae_loss(batch.image, made, *posterior, beta=beta, ssim_weight=self.ssim_weight)
+        self.log_scalars("train", {**terms, "beta": beta}, len(batch.image))
+        return terms["loss"]
+
+    def on_validation_epoch_start(self) -> None:
+        """Empties the measurements: after `validate` they are of torch's inference mode."""
+        self.measures.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Negative ELBO at the posterior mean, and how close the reconstruction is."""
-        noise = torch.zeros(len(batch.image), self.latent_dim, device=self.device)
-        scalars, reconstruction = self._objective(batch, noise, self.beta)
-        scalars["psnr"] = peak_signal_noise_ratio(
-            reconstruction, batch.image, data_range=2.0, reduction="elementwise_mean", dim=(1, 2, 3)
+        """Loss at the posterior mean with the full beta, and what the reconstruction is like."""
+        posterior = self.autoencoder.encode(batch.image)
+        made = self.autoencoder.decode(posterior[0])
+        terms = vae_loss(
+            batch.image, made, *posterior, beta=self.beta, ssim_weight=self.ssim_weight
         )
-        ssim = structural_similarity_index_measure(reconstruction, batch.image, data_range=2.0)
-        assert isinstance(ssim, Tensor)
-        scalars["ssim"] = ssim
-        self.means.append(self.autoencoder.encode(batch.image)[0])
-        self.log_scalars(self.split, scalars, len(batch.image))
-
-    def on_validation_epoch_end(self) -> None:
-        """Logs how many latent dimensions are in use."""
-        means = torch.cat(self.means)
-        self.means.clear()
-        if len(means) > 1:
-            self.log_scalars(self.split, {"active_units": active_units(means)}, len(means))
+        for name, value in terms.items():
+            self.measures[name].update(value.expand(len(made)))
+        self.measures["ssim"].update(structural_similarity(batch.image, made))
+        self.measures["psnr"].update(made, batch.image)
+        self.measures["active_units"].update(posterior[0])
+        for name, measure in self.measures.items():
+            self.log(f"{self.name}/{self.split}/{name}", measure, prog_bar=name == "loss")
 
     def predict_step(self, batch: Batch, batch_idx: int) -> UInt8[Tensor, "b 1 h w"]:
         """Reconstructions, raw."""
         return to_image(self.generator().autoencode(batch.image))
 
-    def _objective(
-        self, batch: Batch, noise: Float[Tensor, "b d"], beta: float
-    ) -> tuple[dict[str, Float[Tensor, ""]], Float[Tensor, "b 1 h w"]]:
-        mean, log_variance = self.autoencoder.encode(batch.image)
-        reconstruction = self.autoencoder.decode(sample_latent(mean, log_variance, noise))
-        error = reconstruction_error(batch.image, reconstruction)
-        kl = kl_divergence(mean, log_variance)
-        return {"loss": error + beta * kl, "reconstruction": error, "kl": kl}, reconstruction
+
+def image_mean() -> MeanMetric:
+    """A mean over the images of all batches and processes; a NaN stays one.
+
+    Lightning's own mean of logged numbers is too large where the images do not divide among the
+    processes (github.com/Lightning-AI/pytorch-lightning/issues/21859).
+    """
+    return MeanMetric(nan_strategy="disable")
+
+
+def _not_negative(name: str, value: float | int) -> None:
+    if not value >= 0:
+        raise UserError(f"model.{name}: {value} is not possible; use 0 (none) or more.")

@@ -30,6 +30,8 @@ def test_the_vae_draws_new_images_and_reconstructions(datamodule, quiet_trainer,
         f"vae-{kind}-000000{step}.png" for kind in ("generated", "reconstructed") for step in (1, 2)
     }
     assert drawn["vae-generated-0000001.png"].shape == (side(2), side(3))
+    first, second = np.split(drawn["vae-generated-0000001.png"][1:-1], 2)
+    assert not np.array_equal(first, second)  # the prior knows no condition: further images
     # originals and the VAE's images
     assert drawn["vae-reconstructed-0000001.png"].shape == (side(2), side(3))
     original = datamodule.prepared.images[datamodule.rows["valid"][0]]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cxr_lightning.errors import UserError
-from cxr_lightning.networks.autoencoder import Autoencoder, sample_latent
+from cxr_lightning.networks.autoencoder import Autoencoder, halvings, sample_latent
 
 
 @pytest.mark.parametrize("size", [8, 16, 64])
@@ -21,10 +21,51 @@ def test_shapes_at_any_size_and_channel_count(size, channels, batch):
     assert made.abs().max() <= 1.0
 
 
-@pytest.mark.parametrize("size", [0, 4, 12, 20, 33, 100])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [32, 48, 64, 80, 128, 224, 256, 512])
+def test_forward_and_backward_at_every_size(size, channels):
+    torch.manual_seed(0)
+    network = Autoencoder(image_size=size, width=2, latent_dim=3, channels=channels)
+    image = torch.rand(1, channels, size, size) * 2 - 1
+    made = network(image, torch.randn(1, 3))
+    assert made.shape == image.shape
+    (made - image).square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in network.parameters())
+
+
+@pytest.mark.parametrize("width", [1, 3, 7, 32])
+def test_any_width(width):
+    network = Autoencoder(image_size=32, width=width, latent_dim=3)
+    assert network.encoder[0].out_channels == width
+    assert network(torch.zeros(2, 1, 32, 32), torch.zeros(2, 3)).shape == (2, 1, 32, 32)
+
+
+def comes_down(size: int) -> bool:
+    try:
+        return size / 2 ** halvings(size) in (4, 5, 6, 7)
+    except UserError:
+        return False
+
+
+def test_possible_sizes_are_4_to_7_times_a_power_of_two():
+    expected = sorted(bottom * 2**k for bottom in (4, 5, 6, 7) for k in range(1, 8))
+    assert [size for size in range(-8, 513) if comes_down(size)] == [
+        size for size in expected if size <= 512
+    ]
+
+
+@pytest.mark.parametrize("size", [-8, 0, 4, 7, 18, 33, 72, 100, 500])
 def test_sizes_that_do_not_halve_are_refused(size):
-    with pytest.raises(UserError, match=rf"^model\.image_size: {size} "):
+    with pytest.raises(
+        UserError, match=rf"^model\.image_size: {size} cannot .*; use 4, 5, 6 or 7 "
+    ):
         Autoencoder(image_size=size)
+
+
+@pytest.mark.parametrize("name", ["width", "latent_dim", "channels"])
+def test_numbers_below_one_are_refused(name):
+    with pytest.raises(UserError, match=rf"^model\.{name}: 0 is too small; use at least 1\.$"):
+        Autoencoder(**{"image_size": 32, name: 0})
 
 
 def test_forward_is_decode_of_the_sampled_code(make_autoencoder):
