@@ -2,6 +2,7 @@
 
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -238,3 +239,14 @@ def test_few_images_are_no_problem(monkeypatch, kind, n):
     prior = LatentPrior(latent_dim=32, kind=kind, width=16)
     prior.fit(torch.randn(n, 32, generator=torch.Generator().manual_seed(0)), conditions(n))
     assert prior(torch.randn(2, prior.noise_dim), conditions(2)).isfinite().all()
+
+
+def test_a_component_that_is_no_images_first_choice_is_never_drawn():
+    """Components 0 and 2 of 3 are used: the last one must not become the unused one."""
+    prior = MixturePrior(D, 3)
+    prior.means.copy_(torch.tensor([[0.0], [100.0], [-100.0]]).expand(3, D))
+    f = np.zeros((4, len(prior.gate)))
+    prior.gate.copy_(prior._gate(f, np.array([0, 2, 0, 2]), 3))
+    first = prior(torch.randn(500, D + 1), Condition.unknown(500))[:, 0]
+    assert (first < 50.0).all()
+    assert 0.3 < float((first < -50.0).float().mean()) < 0.7

@@ -72,7 +72,8 @@ class MixturePrior(nn.Module):
         logits = f[:, 1:] @ self.gate[1:] + self.gate[0]
         below = torch.special.ndtr(noise[:, -1:])
         chosen = (below > logits.softmax(dim=1).cumsum(dim=1)).sum(dim=1)
-        chosen = chosen.clamp(max=int(self.gate[0].isfinite().sum()) - 1)
+        # Rounding may leave the sum of all shares below 1.
+        chosen = chosen.clamp(max=int(self.gate[0].isfinite().nonzero().max()))
         spread = torch.einsum("bij,bj->bi", self.factors[chosen], noise[:, :-1])
         return f @ self.weight + self.means[chosen] + spread
 
