@@ -7,7 +7,7 @@ import cxr_lightning
 
 ROOT = Path(cxr_lightning.__file__).parent
 LAYERS = [
-    {"errors", "files", "types", "__init__"},
+    {"errors", "files", "progress", "types", "__init__"},
     {"artifacts"},
     {"data", "networks"},
     {"diffusion", "losses"},

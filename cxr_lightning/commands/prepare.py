@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal
 
 import pandas as pd
-from tqdm import tqdm
 
 from cxr_lightning.commands.describe import format_table
 from cxr_lightning.data.description import count_conditions
@@ -24,6 +23,7 @@ from cxr_lightning.data.sources.registry import Options, SourceName, open_source
 from cxr_lightning.data.sources.tables import PROBLEM
 from cxr_lightning.data.split import SPLITS, assign_splits
 from cxr_lightning.errors import UserError
+from cxr_lightning.progress import progress_bar
 
 MIN_SIZE, MAX_SIZE = 8, 4096
 
@@ -233,8 +233,8 @@ def _read(
     chunks = split_rows(paths[writer.rows_done :], resize.size)
     workers = workers if data_set.parallel else 1
     with (
-        tqdm(
-            total=len(paths), initial=writer.rows_done, desc="prepare", unit="image", disable=None
+        progress_bar(
+            total=len(paths), initial=writer.rows_done, desc="prepare", unit="image"
         ) as bar,
         closing(read_chunks(data_set.reader, resize, chunks, workers)) as reading,
     ):

@@ -18,10 +18,10 @@ import torch
 from jaxtyping import Float32, Int, UInt8
 from numpy.lib.format import open_memmap
 from torch import Tensor
-from tqdm import tqdm
 
 from cxr_lightning.files import create_array
 from cxr_lightning.metrics.extractors import Extractor
+from cxr_lightning.progress import progress_bar
 
 BLOCK = 1024
 """Images in a block, however many a network sees at once."""
@@ -66,7 +66,7 @@ class FeatureCache:
         missing = [b for b in np.unique(rows // BLOCK).tolist() if b not in blocks.done]
         if missing:
             network = extractor.to(self.device)
-            for block in tqdm(missing, title, unit_scale=BLOCK, unit="image", disable=None):
+            for block in progress_bar(missing, title, unit_scale=BLOCK, unit="image"):
                 chosen = images[block * BLOCK : (block + 1) * BLOCK]
                 blocks.write(block, self._compute(network, chosen))
         return torch.from_numpy(blocks.values[rows])

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Float64, Int, Shaped, UInt8
 from torch import Tensor
-from tqdm import tqdm
 
 from cxr_lightning.evaluation.inputs import EvaluationInputs, source_of, subgroups
 from cxr_lightning.evaluation.privacy_records import AXIS, CANDIDATES, Recorder, Split
@@ -31,6 +30,7 @@ from cxr_lightning.metrics.memorization import (
     measure_space,
 )
 from cxr_lightning.metrics.neighbours import nearest
+from cxr_lightning.progress import progress_bar
 
 PAIRS = 8
 BINS = 30
@@ -243,7 +243,7 @@ def _reidentified(
         near = split.train[nearest(features, train, k).index.cpu().numpy()]
         size = max(inputs.settings.batch_size // k, 1)
         found = []
-        for start in tqdm(range(0, len(rows), size), model.path.name, disable=None):
+        for start in progress_bar(range(0, len(rows), size), model.path.name):
             batch = slice(start, start + size)
             first = images[np.repeat(rows[batch], k)]
             scores = model.scores(first, inputs.real.images[near[batch].flatten()])

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int, Shaped, UInt8
 from torch import Tensor
-from tqdm import tqdm
 
 from cxr_lightning.evaluation.diversity import Pairs, compare_pairs, draw_pairs
 from cxr_lightning.evaluation.floors import floor_of
@@ -22,6 +21,7 @@ from cxr_lightning.metrics.radiograph_statistics import (
     spectral_distance,
     wasserstein,
 )
+from cxr_lightning.progress import progress_bar
 
 BLOCK = 1024
 BINS = 64
@@ -35,7 +35,7 @@ Distance = Callable[[Float64[np.ndarray, " k"], Float64[np.ndarray, " k"]], floa
 def radiographs(inputs: EvaluationInputs, groups: list[Group], result: AxisResult) -> None:
     """Adds the metrics in pixels to the fidelity axis."""
     whole = [group for group in groups if group.subgroup == OVERALL]
-    for group in tqdm(whole, "statistics of pixels", disable=None):
+    for group in progress_bar(whole, "statistics of pixels"):
         record = partial(
             Record,
             "fidelity",

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float32, Float64, Int, Shaped, UInt8
 from torch import Tensor
-from tqdm import tqdm
 
 from cxr_lightning.data.transforms import to_image, to_model
 from cxr_lightning.data.vocabulary import HealthCondition
@@ -26,6 +25,7 @@ from cxr_lightning.metrics.representation_score import (
     resize_round_trip,
 )
 from cxr_lightning.networks.encoder import Encoder
+from cxr_lightning.progress import progress_bar
 
 AXIS = "representation"
 HELD_OUT: RealSplit = "valid"
@@ -146,7 +146,7 @@ class _Scorer:
         """Raw images that a step makes of the images in some rows."""
         size = self.inputs.settings.batch_size
         batches = np.array_split(rows, range(size, len(rows), size))
-        parts = [to_image(step(batch)) for batch in tqdm(batches, title, disable=None)]
+        parts = [to_image(step(batch)) for batch in progress_bar(batches, title)]
         return torch.cat(parts)[:, 0].cpu().numpy()
 
     def _embed(self, raw: UInt8[np.ndarray, "n h w"]) -> Float32[Tensor, "n d"]:

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Shaped, UInt8
 from PIL import Image
-from tqdm import tqdm
 
 from cxr_lightning.data.resize import Resize, UnreadableImageError, read_grey
 from cxr_lightning.data.sources.files import LayoutReader
@@ -32,6 +31,7 @@ from cxr_lightning.data.vocabulary import (
 )
 from cxr_lightning.errors import UserError
 from cxr_lightning.files import create_array
+from cxr_lightning.progress import progress_bar
 from cxr_lightning.types import NOT_ANNOTATED, OBSERVATIONS
 
 MANIFEST_FORMAT = 1
@@ -216,7 +216,7 @@ def _read_images(
     kept: list[int] = []
     failures: dict[str, str] = {}
     resized = 0
-    bar = tqdm(total=len(paths), desc="read synthetic images", disable=None)
+    bar = progress_bar(total=len(paths), desc="read synthetic images")
     with ThreadPoolExecutor(READERS) as pool, bar:
         for start in range(0, len(paths), BLOCK):
             found = pool.map(read, paths[start : start + BLOCK])

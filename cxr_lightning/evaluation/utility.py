@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float32, Float64, Int
-from tqdm import tqdm
 
 from cxr_lightning.evaluation.classification import FINDINGS
 from cxr_lightning.evaluation.comparison import FEW, Estimates, Side
@@ -19,6 +18,7 @@ from cxr_lightning.evaluation.inputs import EvaluationInputs
 from cxr_lightning.evaluation.records import OVERALL, AxisResult, Floor, Record, Source
 from cxr_lightning.evaluation.regimes import Setting, Trainer, Training, choose_task
 from cxr_lightning.metrics.bootstrap import bootstrap_weights, draws_interval
+from cxr_lightning.progress import progress_bar
 
 MIN_SEEDS = 3
 REAL_ALONE = "trained on {share} of the real patients alone, without synthetic images"
@@ -45,7 +45,7 @@ def utility(inputs: EvaluationInputs) -> AxisResult:
         for setting in (SYNTHETIC, *with_real)
     ]
     trainer = Trainer(inputs, task)
-    bar = tqdm(trainings, "utility: classifiers", unit="training", disable=None)
+    bar = progress_bar(trainings, "utility: classifiers", unit="training")
     scores = _Scores(inputs, trainer, {training: trainer.answers(training) for training in bar})
     for setting in (SYNTHETIC, *with_real):
         result.records += scores.aurocs(setting)

@@ -20,6 +20,9 @@ from cxr_lightning.metrics.neighbours import nearest
 NEIGHBOURHOOD = 20
 """Training images that a nearest one is compared with, itself included."""
 
+SPARE = 4
+"""Images searched beyond a neighbourhood, since some may be of the nearest one's patient."""
+
 CELL_IMAGES = 100
 """Images of each side that a cell of `cells` holds on average, at least."""
 
@@ -69,15 +72,18 @@ def nearest_training(
         k: Size of the neighbourhood; fewer where there are not so many.
         progress: Title of the progress bars.
     """
-    first = nearest(queries, train, 1, progress=progress)
-    own = patients[first.index[:, 0]]
-    others = nearest(
-        queries, train, k - 1, query_groups=own, point_groups=patients, progress=progress
+    near = nearest(queries, train, k + SPARE, progress=progress)
+    own = patients[near.index[:, 0]]
+    same = patients[near.index] == own[:, None]
+    others = near.distance.masked_fill(same, torch.inf).sort().values[:, : k - 1]
+    crowded = others[:, -1].isposinf()  # by the first one's patient, as far as was searched
+    others[crowded] = nearest(
+        queries[crowded], train, k - 1, query_groups=own[crowded], point_groups=patients
     ).distance
     there = others.isfinite()
     mean = others.where(there, 0.0).sum(1) / there.sum(1)
-    relative = (first.distance[:, 0] / mean).where(mean > 0, 1.0)
-    parts = (first.distance[:, 0], first.index[:, 0], relative)
+    relative = (near.distance[:, 0] / mean).where(mean > 0, 1.0)
+    parts = (near.distance[:, 0], near.index[:, 0], relative)
     return NearestTraining(*(part.cpu().numpy() for part in parts))
 
 

@@ -2,23 +2,31 @@
 
 |a|^2 + |b|^2 - 2 a.b by matrix products is fast, but its fp32 rounding hides the distance of near
 copies. So it only finds candidates; distances are recomputed from differences in float64, and where
-rounding could have cost a neighbour, candidates are searched again in float64.
-
-Another index would take the place of `_candidates`.
+a neighbour could be missing among the candidates, they are searched again more carefully: first
+among few coordinates (see `projection`), where there are many points, then among all features in
+fp32, at last in float64.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Float32, Float64, Int
+from jaxtyping import Bool, Float, Float32, Float64, Int
 from torch import Tensor
-from tqdm import tqdm
+
+from cxr_lightning.metrics.projection import principal_projection
+from cxr_lightning.progress import progress_bar
 
 QUERY_BLOCK = 2048
-POINT_BLOCK = 8192
+POINT_BLOCK = 16384
 PAIR_BLOCK = 4096
-SPARE = 11
-"""Candidates a query beyond the k that are asked for."""
+DIMENSIONS = 128
+"""Principal components of the first search."""
+
+MANY_POINTS = 8192
+"""Points from which on finding principal components pays."""
 
 
 class Neighbours(NamedTuple):
@@ -61,9 +69,7 @@ def nearest(
         raise ValueError(f"`k` must be at least 1, not {k}.")
     if (query_groups is None) != (point_groups is None):
         raise ValueError("`query_groups` and `point_groups` go together.")
-    centre = mean(points)
-    if not bool(centre.isfinite().all()):
-        raise ValueError("`points` must be finite.")
+    index = _Index(points, k, point_groups)
     result = Neighbours(
         torch.full((len(queries), k), torch.inf, dtype=torch.float64, device=queries.device),
         torch.full((len(queries), k), -1, device=queries.device),
@@ -71,12 +77,10 @@ def nearest(
     if len(points) == 0:
         return result
     starts = range(0, len(queries), QUERY_BLOCK)
-    for start in tqdm(starts, progress, disable=None if progress else True):
+    for start in progress_bar(starts, progress, disable=progress is None):
         rows = slice(start, start + QUERY_BLOCK)
         groups = None if query_groups is None else query_groups[rows]
-        result.distance[rows], result.index[rows] = _nearest_of_block(
-            queries[rows], points, k, centre, groups, point_groups
-        )
+        result.distance[rows], result.index[rows] = index.search(queries[rows], groups)
     return result
 
 
@@ -130,69 +134,112 @@ def row_distances(
     return torch.cat([(one[r].double() - other[c].double()).norm(dim=1) for r, c in blocks])
 
 
-def _nearest_of_block(
-    queries: Float32[Tensor, "b f"],
-    points: Float32[Tensor, "m f"],
-    k: int,
-    centre: Float64[Tensor, " f"],
-    query_groups: Int[Tensor, " b"] | None,
-    point_groups: Int[Tensor, " m"] | None,
-) -> Neighbours:
-    """Neighbours of so many queries as fit in memory with a block of points."""
-    short = centred(queries, centre)
-    if not bool(short.isfinite().all()):
-        raise ValueError("`queries` must be finite.")
-    found, beyond = _ranked(short, queries, points, k, centre, query_groups, point_groups)
-    farthest = found.distance[:, -1]
-    # A point that is no candidate is at least this far, in truth.
-    unsure = beyond - rounding_error(short, farthest) < farthest.square()
-    if unsure.any():
-        groups = None if query_groups is None else query_groups[unsure]
-        exact = centred(queries[unsure], centre, torch.float64)
-        again, _ = _ranked(exact, queries[unsure], points, k, centre, groups, point_groups)
-        found.distance[unsure], found.index[unsure] = again
-    return found
+@dataclass(frozen=True)
+class _Coordinates:
+    """Coordinates in which candidates are searched.
 
-
-def _ranked(
-    short: Float[Tensor, "b f"],
-    queries: Float32[Tensor, "b f"],
-    points: Float32[Tensor, "m f"],
-    k: int,
-    centre: Float64[Tensor, " f"],
-    query_groups: Int[Tensor, " b"] | None,
-    point_groups: Int[Tensor, " m"] | None,
-) -> tuple[Neighbours, Float64[Tensor, " b"]]:
-    """The nearest candidates, and the squared distance that no other point falls below."""
-    squared, index = _candidates(short, points, k + SPARE, centre, query_groups, point_groups)
-    rows = torch.arange(len(queries), device=queries.device).repeat_interleave(k + SPARE)
-    distance = row_distances(queries, points, rows, index.flatten()).view_as(index)
-    distance.masked_fill_(squared.isposinf(), torch.inf)
-    distance, order = distance.topk(k, largest=False)
-    index = index.gather(1, order).masked_fill_(distance.isposinf(), -1)
-    return Neighbours(distance, index), squared[:, -1].double()
-
-
-def _candidates(
-    short: Float[Tensor, "b f"],
-    points: Float32[Tensor, "m f"],
-    count: int,
-    centre: Float64[Tensor, " f"],
-    query_groups: Int[Tensor, " b"] | None,
-    point_groups: Int[Tensor, " m"] | None,
-) -> tuple[Float[Tensor, "b c"], Int[Tensor, "b c"]]:
-    """Squared distances, by matrix products in the dtype of `short`, and rows of near points.
-
-    Ascending; inf and some row where there are too few points.
+    Attributes:
+        of: Coordinates of points.
+        block: Coordinates of some of the points that are searched.
+        candidates: How many candidates a query has.
     """
-    best = short.new_full((len(short), count), torch.inf)
-    index = torch.zeros_like(best, dtype=torch.int64)
-    for start in range(0, len(points), POINT_BLOCK):
-        rows = slice(start, start + POINT_BLOCK)
-        squared = squared_distances(short, centred(points[rows], centre, short.dtype))
-        if query_groups is not None and point_groups is not None:
-            squared.masked_fill_(query_groups[:, None] == point_groups[rows], torch.inf)
-        near, columns = squared.topk(min(count, squared.shape[1]), largest=False)
-        best, order = torch.cat([best, near], 1).topk(count, largest=False)
-        index = torch.cat([index, columns + start], 1).gather(1, order)
-    return best, index
+
+    of: Callable[[Float32[Tensor, "n f"]], Float[Tensor, "n c"]]
+    block: Callable[[slice], Float[Tensor, "b c"]]
+    candidates: int
+
+
+class _Index:
+    """Points made ready to be searched.
+
+    Args:
+        points: Where neighbours are looked for.
+        k: Neighbours of each query.
+        groups: Group of each point.
+    """
+
+    def __init__(
+        self, points: Float32[Tensor, "m f"], k: int, groups: Int[Tensor, " m"] | None
+    ) -> None:
+        self.points = points
+        self.k = k
+        self.groups = groups
+        centre = mean(points)
+        if not bool(centre.isfinite().all()):
+            raise ValueError("`points` must be finite.")
+        self.stages: list[_Coordinates] = []
+        if len(points) >= MANY_POINTS and points.shape[1] > 2 * DIMENSIONS:
+            projection = principal_projection(points, centre, DIMENSIONS)
+            self.stages.append(
+                _Coordinates(projection.of, projection.of(points).__getitem__, 3 * k + 32)
+            )
+        for dtype in (torch.float32, torch.float64):
+            of = partial(centred, centre=centre, dtype=dtype)
+            self.stages.append(_Coordinates(of, partial(_centred_rows, points, of), k + 11))
+
+    def search(
+        self, queries: Float32[Tensor, "b f"], groups: Int[Tensor, " b"] | None
+    ) -> Neighbours:
+        """Neighbours of so many queries as fit in memory with a block of points."""
+        found = Neighbours(
+            queries.new_empty(len(queries), self.k, dtype=torch.float64),
+            torch.empty(len(queries), self.k, dtype=torch.int64, device=queries.device),
+        )
+        unsure = torch.arange(len(queries), device=queries.device)
+        for stage in self.stages:
+            own = None if groups is None else groups[unsure]
+            near, sure = self._ranked(stage, queries[unsure], own)
+            found.distance[unsure], found.index[unsure] = near
+            unsure = unsure[~sure]
+            if not len(unsure):
+                break
+        return found
+
+    def _ranked(
+        self,
+        stage: _Coordinates,
+        queries: Float32[Tensor, "b f"],
+        groups: Int[Tensor, " b"] | None,
+    ) -> tuple[Neighbours, Bool[Tensor, " b"]]:
+        """The nearest candidates, and whether no other point can be nearer."""
+        short = stage.of(queries)
+        if not bool(short.isfinite().all()):
+            raise ValueError("`queries` must be finite.")
+        squared, index = self._candidates(stage, short, groups)
+        rows = torch.arange(len(queries), device=queries.device).repeat_interleave(index.shape[1])
+        distance = row_distances(queries, self.points, rows, index.flatten()).view_as(index)
+        distance.masked_fill_(squared.isposinf(), torch.inf)
+        distance, order = distance.topk(self.k, largest=False)
+        index = index.gather(1, order).masked_fill_(distance.isposinf(), -1)
+        farthest = distance[:, -1]
+        # A point that is no candidate is at least this far, in truth.
+        beyond = squared[:, -1].double() - rounding_error(short, farthest)
+        return Neighbours(distance, index), ~(beyond < farthest.square())
+
+    def _candidates(
+        self, stage: _Coordinates, short: Float[Tensor, "b c"], groups: Int[Tensor, " b"] | None
+    ) -> tuple[Float[Tensor, "b n"], Int[Tensor, "b n"]]:
+        """Squared distances, by matrix products in the dtype of `short`, and rows of near points.
+
+        Ascending; inf and some row where there are too few points.
+        """
+        count = stage.candidates
+        best = short.new_full((len(short), count), torch.inf)
+        index = torch.zeros_like(best, dtype=torch.int64)
+        for start in range(0, len(self.points), POINT_BLOCK):
+            rows = slice(start, start + POINT_BLOCK)
+            squared = squared_distances(short, stage.block(rows))
+            if groups is not None and self.groups is not None:
+                squared.masked_fill_(groups[:, None] == self.groups[rows], torch.inf)
+            near, columns = squared.topk(min(count, squared.shape[1]), largest=False)
+            best, order = torch.cat([best, near], 1).topk(count, largest=False)
+            index = torch.cat([index, columns + start], 1).gather(1, order)
+        return best, index
+
+
+def _centred_rows(
+    points: Float32[Tensor, "m f"],
+    of: Callable[[Float32[Tensor, "b f"]], Float[Tensor, "b f"]],
+    rows: slice,
+) -> Float[Tensor, "b f"]:
+    return of(points[rows])

@@ -52,6 +52,62 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.allclose(whole.distance, parts.distance, rtol=1e-14)
 
 
+def _flat_cloud(count: int, seed: int) -> Tensor:
+    """Points of 40 features most of whose variance lies in few directions, as of images."""
+    scales = torch.linspace(0.0, 14.0, 40).neg().exp()
+    return _features(count, 40, seed) * scales + 5.0
+
+
+@pytest.fixture
+def few_coordinates(monkeypatch: pytest.MonkeyPatch, small_blocks: None) -> list[int]:
+    """Searches principal components first; notes how many features each search had."""
+    monkeypatch.setattr(neighbours, "MANY_POINTS", 50)
+    monkeypatch.setattr(neighbours, "DIMENSIONS", 6)
+    searched: list[int] = []
+    plain = neighbours.squared_distances
+
+    def noted(one: Tensor, other: Tensor) -> Tensor:
+        searched.append(one.shape[1])
+        return plain(one, other)
+
+    monkeypatch.setattr(neighbours, "squared_distances", noted)
+    return searched
+
+
+@pytest.mark.parametrize("k", [1, 7])
+def test_principal_components_change_nothing(few_coordinates: list[int], k: int) -> None:
+    queries, points = _flat_cloud(40, 1), _flat_cloud(600, 2)
+    one, other = torch.arange(40) % 6, torch.arange(600) % 6
+    for groups in ({}, {"query_groups": one, "point_groups": other}):
+        found = nearest(queries, points, k, **groups)
+        same = one.numpy()[:, None] == other.numpy() if groups else None
+        distance, index = _reference(queries, points, k, same)
+        assert np.array_equal(found.index, index)
+        assert np.allclose(found.distance, distance, rtol=1e-12)
+    assert set(few_coordinates) == {7}  # they alone were enough
+
+
+def test_features_decide_where_principal_components_do_not(few_coordinates: list[int]) -> None:
+    """Round clouds: 7 coordinates say little of a distance in 40, so the rest is searched too."""
+    queries, points = _features(40, 40, 1), _features(600, 40, 2)
+    found = nearest(queries, points, 3)
+    distance, index = _reference(queries, points, 3)
+    assert np.array_equal(found.index, index)
+    assert np.allclose(found.distance, distance, rtol=1e-12)
+    assert set(few_coordinates) == {7, 40}
+
+
+def test_near_copies_among_principal_components(few_coordinates: list[int]) -> None:
+    points = _flat_cloud(600, 1)
+    cloud = points[:1] + 1e-6 * _features(60, 40, 2)
+    queries, points = points[:3].clone(), torch.cat([points, cloud])
+    found = nearest(queries, points, 5)
+    distance, index = _reference(queries, points, 5)
+    assert np.array_equal(found.index, index)
+    assert np.allclose(found.distance, distance, rtol=1e-12)
+    assert found.distance[:, 0].tolist() == [0.0, 0.0, 0.0]
+
+
 def test_pairs_of_a_group_are_left_out(small_blocks: None) -> None:
     queries, points = _features(40, 8, 1), _features(60, 8, 2)
     one, other = torch.arange(40) % 6, torch.arange(60) % 6

@@ -8,7 +8,6 @@ from typing import ClassVar
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from cxr_lightning.data.resize import UnreadableImageError
 from cxr_lightning.data.sources.base import Source, arrange
@@ -16,6 +15,7 @@ from cxr_lightning.data.sources.dicom_files import DicomReader, Header, require_
 from cxr_lightning.data.sources.folder import DEFAULTS, FolderSource, read_list
 from cxr_lightning.data.sources.tables import PROBLEM, flag
 from cxr_lightning.errors import UserError
+from cxr_lightning.progress import progress_bar
 from cxr_lightning.types import NOT_ANNOTATED, OBSERVATIONS
 
 HEADER_COLUMNS = ("patient", "study", "Sex", "Age", "Frontal/Lateral", "AP/PA")
@@ -114,7 +114,7 @@ def fill_from_headers(
     headers, problems = [], []
     usable = table[PROBLEM] == ""
     for path, read in zip(
-        tqdm(table["Path"], desc="headers", unit="file", disable=None), usable, strict=True
+        progress_bar(table["Path"], desc="headers", unit="file"), usable, strict=True
     ):
         header, problem = _read_header(dicoms, path) if read else (Header(), "")
         headers.append(header)
