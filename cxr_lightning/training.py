@@ -77,6 +77,7 @@ class CxrCLI(LightningCLI):
         parser.add_lightning_class_args(SampleGrid, "samples")
         parser.add_lightning_class_args(GenerationMetrics, "generation")
         parser.link_arguments("data.image_size", "model.init_args.image_size")
+        parser.link_arguments("data.text_encoder", "model.init_args.text_encoder")
         parser.link_arguments(
             "trainer.default_root_dir", "checkpoint.dirpath", compute_fn=checkpoint_folder
         )

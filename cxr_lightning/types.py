@@ -46,11 +46,14 @@ class Condition(NamedTuple):
         known: Whether the value is known.
         uncertain: Whether the radiologist was said to be uncertain, and that is a class of its own
             (the policy U-MultiClass); never where the value is known.
+        text: Embedding of a report or prompt, of length 1; 0 where there is no text. Without
+            columns where texts are not used at all.
     """
 
     value: Float[Tensor, "b 17"]
     known: Bool[Tensor, "b 17"]
     uncertain: Bool[Tensor, "b 17"]
+    text: Float[Tensor, "b e"]
 
     @property
     def observations(self) -> Float[Tensor, "b 14"]:
@@ -63,9 +66,15 @@ class Condition(NamedTuple):
         return self.known[:, : len(OBSERVATIONS)]
 
     @staticmethod
-    def of(value: Float[Tensor, "b 17"], known: Bool[Tensor, "b 17"]) -> "Condition":
-        """A condition without uncertain fields."""
-        return Condition(value, known, torch.zeros_like(known))
+    def of(
+        value: Float[Tensor, "b 17"],
+        known: Bool[Tensor, "b 17"],
+        uncertain: Bool[Tensor, "b 17"] | None = None,
+    ) -> "Condition":
+        """A condition without text; by default without uncertain fields."""
+        if uncertain is None:
+            uncertain = torch.zeros_like(known)
+        return Condition(value, known, uncertain, value.new_zeros(len(value), 0))
 
     @staticmethod
     def unknown(count: int, device: torch.device | str = "cpu") -> "Condition":
@@ -76,11 +85,16 @@ class Condition(NamedTuple):
     def keep(self, mask: Bool[Tensor, "b f"]) -> "Condition":
         """Makes every field unknown where `mask`, broadcast over (b, fields), is False."""
         known = self.known & mask
-        return Condition(torch.where(known, self.value, 0.0), known, self.uncertain & mask)
+        value = torch.where(known, self.value, 0.0)
+        return self._replace(value=value, known=known, uncertain=self.uncertain & mask)
+
+    def keep_text(self, mask: Bool[Tensor, "b 1"]) -> "Condition":
+        """Forgets the text of each image where `mask` is False."""
+        return self._replace(text=self.text * mask)
 
     def rows(self, index: Int[Tensor, " n"] | Bool[Tensor, " b"] | slice) -> "Condition":
         """The condition of some images of the batch."""
-        return Condition(self.value[index], self.known[index], self.uncertain[index])
+        return Condition(*(part[index] for part in self))
 
     def to(self, device: torch.device | str) -> "Condition":
         """The condition on a device; to a GPU without waiting for the copy."""
@@ -91,6 +105,23 @@ class Condition(NamedTuple):
         """Three columns a field: a known value moved to [-1, 1], 0 elsewhere; known; uncertain."""
         known, uncertain = self.known.float(), self.uncertain.float()
         return torch.cat([(2.0 * self.value - 1.0) * known, known, uncertain], dim=1)
+
+    def text_features(self, columns: int) -> Float[Tensor, "b e1"]:
+        """The text embedding, of mean square 1, and whether there is a text.
+
+        Args:
+            columns: e, what the embedding has; without any of its own all texts are unknown.
+
+        Raises:
+            ValueError: If it has another number of columns.
+        """
+        text = self.text
+        if not text.shape[1]:
+            text = text.new_zeros(len(text), columns)
+        if text.shape[1] != columns:
+            raise ValueError(f"`text` has {text.shape[1]} columns, and {columns} are needed")
+        known = (text != 0.0).any(dim=1, keepdim=True)
+        return torch.cat([columns**0.5 * text, known.to(text.dtype)], dim=1)
 
     @staticmethod
     def cat(conditions: Sequence["Condition"]) -> "Condition":

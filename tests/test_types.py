@@ -1,5 +1,6 @@
 """Condition: unknown is a value of its own."""
 
+import pytest
 import torch
 
 from cxr_lightning.types import FIELDS, OBSERVATIONS, Condition
@@ -81,3 +82,23 @@ def test_to_keeps_the_values():
     condition = full(2)
     for part, moved in zip(condition, condition.to("cpu"), strict=True):
         assert torch.equal(part, moved)
+
+
+def test_a_text_goes_with_its_image() -> None:
+    text = torch.eye(3)
+    condition = Condition.unknown(3)._replace(text=text)
+    assert torch.equal(condition.rows(torch.tensor([2, 0])).text, text[[2, 0]])
+    assert torch.equal(Condition.cat([condition, condition]).text, torch.cat([text, text]))
+    dropped = condition.keep_text(torch.tensor([[True], [False], [True]]))
+    assert dropped.text.tolist() == [[1, 0, 0], [0, 0, 0], [0, 0, 1]]
+    nothing = condition.keep(torch.zeros(1, 1, dtype=torch.bool))
+    assert torch.equal(nothing.text, text)  # fields and text are dropped apart
+
+
+def test_features_of_texts() -> None:
+    condition = Condition.unknown(2)._replace(text=torch.tensor([[0.6, 0.8], [0.0, 0.0]]))
+    expected = torch.tensor([[2**0.5 * 0.6, 2**0.5 * 0.8, 1.0], [0.0, 0.0, 0.0]])
+    assert torch.allclose(condition.text_features(2), expected)
+    assert torch.equal(Condition.unknown(2).text_features(2), torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="2 columns, and 3"):
+        condition.text_features(3)

@@ -14,6 +14,7 @@ from cxr_lightning.data.dataset import Radiographs, ResidentRadiographs, Rows, t
 from cxr_lightning.data.policies import BlankPolicy, LabelPolicy, Preset, UncertainPolicy
 from cxr_lightning.data.prepared import PreparedDataset, open_prepared
 from cxr_lightning.data.sampler import Batches, BatchSampler, ResumableLoader
+from cxr_lightning.data.text_encoder import TextEncoder, report_embeddings
 from cxr_lightning.data.transforms import to_model
 from cxr_lightning.errors import UserError
 from cxr_lightning.types import Batch, Condition
@@ -44,6 +45,8 @@ class CheXpertDataModule(LightningDataModule):
         probabilities: CSV file with a Path column and probabilities by observation.
         balance_view: Health conditions among which AP and PA are made equally common, by drawing
             training images more or less often; see `view_weights`.
+        text_encoder: Folder of a text encoder, see `TextEncoder`: the reports become part of the
+            conditions. Their embeddings are kept in `root`.
         resident: Whether all images lie on the device, instead of being gathered from the memory
             map batch by batch; by default on a GPU with room for them.
         seed: Seed of the order of training images, and of `soft`.
@@ -59,6 +62,7 @@ class CheXpertDataModule(LightningDataModule):
         soft: tuple[float, float] = (0.55, 0.85),
         probabilities: Path | None = None,
         balance_view: list[str] | None = None,
+        text_encoder: Path | None = None,
         resident: bool | None = None,
         seed: int = 0,
     ) -> None:
@@ -69,6 +73,7 @@ class CheXpertDataModule(LightningDataModule):
         self.policy = LabelPolicy(uncertain, blank, soft, seed)
         self.probabilities = probabilities
         self.balance_view = balance_view
+        self.text_encoder = text_encoder
         self.resident = resident
         self.on_device: ResidentRadiographs | None = None
         self.seed = seed
@@ -98,6 +103,10 @@ class CheXpertDataModule(LightningDataModule):
             )
         table = self.prepared.table
         self.condition: Condition = table_condition(table, self.policy, self.probabilities)
+        if self.text_encoder is not None:
+            encoder = TextEncoder(self.text_encoder, "data.text_encoder")
+            text = report_embeddings(self.prepared, encoder)
+            self.condition = self.condition._replace(text=text)
         self.rows = {s: np.flatnonzero(table["split"] == s) for s in get_args(Split)}
         for split, need in self._needs(stage).items():
             if len(self.rows[split]) < need:

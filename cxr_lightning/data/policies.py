@@ -145,7 +145,7 @@ def build_condition(labels: Labels, demographics: Float[np.ndarray, "n 3"]) -> C
     """Joins observations and (PA, Male, Age / 100; NaN unknown) into a condition."""
     rest_known = ~np.isnan(demographics)
     value = np.concatenate([labels.value, np.where(rest_known, demographics, 0.0)], axis=1)
-    return Condition(
+    return Condition.of(
         torch.from_numpy(value.astype(np.float32)),
         torch.from_numpy(np.concatenate([labels.known, rest_known], axis=1)),
         torch.from_numpy(np.concatenate([labels.uncertain, np.zeros_like(rest_known)], axis=1)),

@@ -73,10 +73,8 @@ class ImageRequests:
 
     def rows(self) -> list[dict[str, Any]]:
         """What was asked for in CheXpert's columns but `Path`: 1, 0 or -1, blank where unknown."""
-        return [
-            _columns(*parts)
-            for parts in zip(*(part.tolist() for part in self.condition), strict=True)
-        ]
+        fields = (part.tolist() for part in self.condition[:3])
+        return [_columns(*parts) for parts in zip(*fields, strict=True)]
 
 
 def _even(table: pd.DataFrame, count: int, generator: np.random.Generator) -> Int[np.ndarray, " n"]:

@@ -111,11 +111,10 @@ class Generator(nn.Module):
             UserError: If the sampling does not fit the model.
         """
         noise = ImageNoise(seed, index, self.device)
-        x_hat = None
-        if self.autoencoder is not None and self.prior is not None:
+        z = None
+        if self.prior is not None:
             z = self.prior(noise.normal(self.prior.noise_dim), condition)
-            x_hat = self.autoencoder.decode(z)
-        return self._refine(x_hat, condition, noise, sampling)
+        return self._refine(z, condition, noise, sampling)
 
     @torch.no_grad()
     def reconstruct(
@@ -134,9 +133,9 @@ class Generator(nn.Module):
         Raises:
             UserError: If the generator has no autoencoder.
         """
-        x_hat = self.autoencode(image)
+        z, _ = self._needed_autoencoder().encode(image)
         noise = ImageNoise(seed, index, self.device)
-        return self._refine(x_hat, condition, noise, sampling)
+        return self._refine(z, condition, noise, sampling)
 
     @torch.no_grad()
     def autoencode(self, image: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
@@ -158,11 +157,12 @@ class Generator(nn.Module):
 
     def _refine(
         self,
-        x_hat: Float[Tensor, "b 1 h w"] | None,
+        z: Float[Tensor, "b d"] | None,
         condition: Condition,
         noise: ImageNoise,
         sampling: Sampling,
     ) -> Float[Tensor, "b 1 h w"]:
+        x_hat = None if z is None else self._needed_autoencoder().decode(z)
         if self.denoiser is None:
             assert x_hat is not None
             return x_hat
@@ -173,11 +173,11 @@ class Generator(nn.Module):
 
         def estimate(y: Tensor, t: int) -> Tensor:
             a_t = float(schedule[t])
-            predicted = predict_x0(denoiser, y, t, condition, x_hat, a_t)
+            predicted = predict_x0(denoiser, y, t, condition, x_hat, z, a_t)
             if not sampling.guided(t, denoiser.timesteps):
                 return predicted
             # The noise is an affine function of x_0, so this is guidance of the noise.
-            base = predict_x0(denoiser, y, t, null, x_hat, a_t)
+            base = predict_x0(denoiser, y, t, null, x_hat, z, a_t)
             return base + sampling.guidance * (predicted - base)
 
         shape = (denoiser.channels, denoiser.image_size, denoiser.image_size)
@@ -190,9 +190,11 @@ def predict_x0(
     t: int,
     condition: Condition,
     x_hat: Float[Tensor, "b c h w"] | None,
+    z: Float[Tensor, "b d"] | None,
     a_t: float,
 ) -> Float[Tensor, "b c h w"]:
     """The denoiser's estimate of the clean image at one step t with alpha_bar `a_t`."""
-    output: Tensor = denoiser(y, torch.full((len(y),), t, device=y.device), condition, x_hat)
+    steps = torch.full((len(y),), t, device=y.device)
+    output: Tensor = denoiser(y, steps, condition, x_hat, z=z)
     invert = x0_from_epsilon if denoiser.prediction == "epsilon" else x0_from_velocity
     return invert(y, output, y.new_full((len(y),), a_t))

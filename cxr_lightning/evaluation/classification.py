@@ -216,7 +216,7 @@ def both_classes(
     condition: Condition, rows: Int[np.ndarray, " k"] | None = None, at_least: int = MIN_PER_CLASS
 ) -> Bool[np.ndarray, " 17"]:
     """Fields that are known to be 1 in enough images and to be 0 in enough."""
-    value, known, _ = condition if rows is None else condition.rows(torch.from_numpy(rows))
+    value, known, *_ = condition if rows is None else condition.rows(torch.from_numpy(rows))
     present, absent = (known & (value == wanted) for wanted in (1.0, 0.0))
     enough = torch.minimum(present.sum(dim=0), absent.sum(dim=0)) >= at_least
     return enough.numpy()

@@ -323,7 +323,7 @@ def _side(
     rows: Int[np.ndarray, " k"],
 ) -> Side:
     chosen, settings = table.iloc[rows], inputs.settings
-    value, known, _ = table_condition(chosen, POLICY)
+    value, known, *_ = table_condition(chosen, POLICY)
     return Side(
         value.numpy(),
         known.numpy(),

@@ -242,7 +242,7 @@ class Trainer:
 
     def rarer(self, training: Training, field: int) -> int:
         """Images of the class of a finding of which a classifier has seen fewer."""
-        value, known, _ = self.task.condition.rows(torch.from_numpy(self._all_rows(training)))
+        value, known, *_ = self.task.condition.rows(torch.from_numpy(self._all_rows(training)))
         present = int((known & (value == 1.0))[:, field].sum())
         return min(present, int(known[:, field].sum()) - present)
 

@@ -72,7 +72,7 @@ class _Scores:
         answers: Mapping[Training, Float32[np.ndarray, "k 17"]],
     ) -> None:
         settings, task = inputs.settings, trainer.task
-        value, known, _ = task.condition.rows(torch.from_numpy(task.test))
+        value, known, *_ = task.condition.rows(torch.from_numpy(task.test))
         patients = inputs.real_patients[task.test]
         weights = bootstrap_weights(patients, settings.bootstrap, settings.seed)
         table = inputs.real.table.iloc[task.test]

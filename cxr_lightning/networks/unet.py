@@ -18,7 +18,7 @@ from cxr_lightning.networks.blocks import (
     sinusoidal_embedding,
     zero_init,
 )
-from cxr_lightning.networks.condition import ConditionEmbedding
+from cxr_lightning.networks.condition import ConditionEmbedding, LatentEmbedding
 from cxr_lightning.types import Condition
 
 Form = Literal["form1", "form2", "uncond"]
@@ -50,6 +50,9 @@ class Denoiser(nn.Module, PyTorchModelHubMixin):
         timesteps: Number of diffusion steps T.
         dropout: Dropout probability in the residual blocks.
         channels: Image channels.
+        latent_dim: Dimension of the VAE's latent code, which is then shown beside its image; 0: it
+            is not.
+        text_dim: Columns of the text embeddings of conditions; 0: they are not looked at.
 
     Raises:
         UserError: If the size cannot be halved often enough, an attention resolution does not
@@ -70,6 +73,8 @@ class Denoiser(nn.Module, PyTorchModelHubMixin):
         timesteps: int = 1000,
         dropout: float = 0.0,
         channels: int = 1,
+        latent_dim: int = 0,
+        text_dim: int = 0,
     ) -> None:
         super().__init__()
         if (schedule, prediction) == ("zero_snr", "epsilon"):
@@ -89,7 +94,8 @@ class Denoiser(nn.Module, PyTorchModelHubMixin):
         self.time = nn.Sequential(
             nn.Linear(width, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
         )
-        self.condition = ConditionEmbedding(embedding)
+        self.condition = ConditionEmbedding(embedding, text_dim)
+        self.latent = LatentEmbedding(latent_dim, embedding) if latent_dim else None
         inputs = channels if form == "uncond" else 2 * channels + 1
         self.stem = nn.Conv2d(inputs, width, 3, padding=1)
         widths = [width * m for m in multipliers]
@@ -113,6 +119,7 @@ class Denoiser(nn.Module, PyTorchModelHubMixin):
         condition: Condition,
         x_hat: Float[Tensor, "b c h w"] | None = None,
         x_hat_known: Bool[Tensor, " b"] | None = None,
+        z: Float[Tensor, "b d"] | None = None,
     ) -> Float[Tensor, "b c h w"]:
         """Predicts epsilon (or v) of the chain y_t.
 
@@ -121,11 +128,14 @@ class Denoiser(nn.Module, PyTorchModelHubMixin):
             t: Step, 1 to T.
             condition: Health condition of each image.
             x_hat: VAE image in model range; None counts as unknown for all images.
-            x_hat_known: Which images' x_hat may be seen; all by default.
+            x_hat_known: Which images' x_hat, and z with it, may be seen; all by default.
+            z: Latent code of x_hat; None counts as unknown for all images.
         """
-        embedding = F.silu(
-            self.time(sinusoidal_embedding(t.to(y.dtype), self.width)) + self.condition(condition)
-        )
+        time = self.time(sinusoidal_embedding(t.to(y.dtype), self.width))
+        embedding = time + self.condition(condition)
+        if self.latent is not None:
+            embedding = embedding + self.latent(*self._latent_input(y, z, x_hat_known))
+        embedding = F.silu(embedding)
         h = self.stem(self._network_input(y, x_hat, x_hat_known))
         skips = [h]
         for layer in self.down:
@@ -141,6 +151,20 @@ class Denoiser(nn.Module, PyTorchModelHubMixin):
                 h = torch.cat([h, skips.pop()], dim=1)
             h = _apply(layer, h, embedding)
         return self.head(F.silu(self.norm(h))).float()
+
+    def _latent_input(
+        self,
+        y: Float[Tensor, "b c h w"],
+        z: Float[Tensor, "b d"] | None,
+        known: Bool[Tensor, " b"] | None,
+    ) -> tuple[Float[Tensor, "b d"], Bool[Tensor, " b"]]:
+        assert self.latent is not None
+        if z is None:
+            nothing = y.new_zeros(len(y), self.latent.latent_dim)
+            return nothing, torch.zeros(len(y), dtype=torch.bool, device=y.device)
+        if known is None:
+            known = torch.ones(len(y), dtype=torch.bool, device=y.device)
+        return z, known
 
     def _network_input(
         self,

@@ -8,6 +8,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from cxr_lightning.artifacts import check_product, load_network
+from cxr_lightning.data.text_encoder import TextEncoder
 from cxr_lightning.data.transforms import to_image
 from cxr_lightning.diffusion.generator import Generator
 from cxr_lightning.diffusion.priors import LatentPrior, PriorKind
@@ -43,6 +44,8 @@ class DDPM(Stage):
         form: `form1` (x_hat shown beside x_t), `form2` (chain shifted by x_hat), `uncond`.
         prior: Where latent codes of new images come from: `normal`, `gaussian`, `mixture`, `flow`,
             see `LatentPrior`; without effect for `uncond`.
+        show_latent: Whether the U-Net is shown the latent code of x_hat too, with the time.
+        text_encoder: Folder of the text encoder of reports and prompts (from `data.text_encoder`).
         prediction: `epsilon` or `v`.
         schedule: `linear`, `cosine` or `zero_snr`.
         timesteps: Number of diffusion steps.
@@ -51,6 +54,7 @@ class DDPM(Stage):
             the plain loss.
         drop_field: Probability, per image and field, that a field of the condition is unknown.
         drop_condition: Probability, per image, that the whole condition is unknown.
+        drop_text: Probability, per image, that the text alone is unknown.
         drop_reconstruction: Probability, per image, that x_hat is unknown.
         ema_decay: Decay of the moving average of the weights.
         optimizer: Optimizer of the U-Net.
@@ -58,7 +62,8 @@ class DDPM(Stage):
         decay: Learning rate after warm-up: `constant` or `cosine`.
 
     Raises:
-        UserError: If the autoencoder's product is missing, wrong, or of another image size.
+        UserError: If the autoencoder's product is missing, wrong, or of another image size, or the
+            latent prior cannot look at texts.
     """
 
     def __init__(
@@ -71,6 +76,8 @@ class DDPM(Stage):
         attention: list[int] = [16],  # noqa: B006
         form: Form = "form1",
         prior: PriorKind = "gaussian",
+        show_latent: bool = False,
+        text_encoder: Path | None = None,
         prediction: Prediction = "epsilon",
         schedule: Schedule = "linear",
         timesteps: int = 1000,
@@ -78,6 +85,7 @@ class DDPM(Stage):
         min_snr_gamma: float | None = None,
         drop_field: float = 0.1,
         drop_condition: float = 0.1,
+        drop_text: float = 0.2,
         drop_reconstruction: float = 0.0,
         ema_decay: float = 0.999,
         optimizer: OptimizerCallable = default_optimizer,
@@ -87,6 +95,7 @@ class DDPM(Stage):
         super().__init__(optimizer, warmup_steps, decay)
         self.parents: dict[str, str] = {}
         network = self._load_autoencoder(autoencoder, form, image_size)
+        text_dim = self._load_text_encoder(text_encoder, form, prior)
         denoiser = Denoiser(
             image_size=image_size,
             width=width,
@@ -98,14 +107,17 @@ class DDPM(Stage):
             schedule=schedule,
             timesteps=timesteps,
             dropout=dropout,
+            latent_dim=network.latent_dim if network is not None and show_latent else 0,
+            text_dim=text_dim,
         )
         latent = None
         if network is not None:
-            latent = LatentPrior(latent_dim=network.latent_dim, kind=prior)
+            latent = LatentPrior(latent_dim=network.latent_dim, kind=prior, text_dim=text_dim)
         self.networks = GeneratorInTraining(denoiser, network, ema_decay, latent)
         self.min_snr_gamma = check_gamma(min_snr_gamma, schedule)
         self.drop_field = drop_field
         self.drop_condition = drop_condition
+        self.drop_text = drop_text
         self.drop_reconstruction = drop_reconstruction
 
     @property
@@ -131,7 +143,9 @@ class DDPM(Stage):
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         """Mean squared error of the predicted noise, conditions dropped image by image."""
         count = len(batch.image)
-        condition = random_drop(self, batch.condition, self.drop_field, self.drop_condition)
+        condition = random_drop(
+            self, batch.condition, self.drop_field, self.drop_condition, self.drop_text
+        )
         draws = random_draws(self, self.networks, count, self.drop_reconstruction)
         loss = self.networks.denoise(batch.image, condition, draws).loss(self.min_snr_gamma)
         self.log_scalars("train", {"loss": loss}, count)
@@ -153,6 +167,19 @@ class DDPM(Stage):
         """Reconstructions through VAE and denoiser, raw."""
         made = self.generator().reconstruct(batch.image, batch.condition, batch.index)
         return to_image(made)
+
+    def _load_text_encoder(self, folder: Path | None, form: Form, prior: PriorKind) -> int:
+        """Columns of the text embeddings; 0 without a text encoder."""
+        if folder is None:
+            return 0
+        if form != "uncond" and prior != "flow":
+            raise UserError(
+                f"model.prior: {prior} does not look at texts, so that x_hat would contradict "
+                "them; use flow, or leave data.text_encoder out."
+            )
+        encoder = TextEncoder(folder, "data.text_encoder")
+        self.parents["text_encoder"] = encoder.sha256
+        return encoder.dimension
 
     def _load_autoencoder(
         self, folder: Path | None, form: Form, image_size: int

@@ -1,12 +1,15 @@
 """What stages 2 and 4 share: the networks of a generator in training, and one noised batch."""
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from cxr_lightning.data.datamodule import CheXpertDataModule
+from cxr_lightning.data.text_encoder import check_text_encoder
 from cxr_lightning.diffusion.generator import Generator
 from cxr_lightning.diffusion.priors import LatentPrior
 from cxr_lightning.diffusion.process import (
@@ -140,10 +143,10 @@ class GeneratorInTraining(nn.Module):
             averaged: Whether the averaged weights predict.
         """
         denoiser = self.average if averaged else self.denoiser
-        x_hat = self._reconstruct(image, draws.latent_noise)
+        x_hat, z = self._reconstruct(image, draws.latent_noise)
         a_t = self.alpha_bar[draws.t]
         y = add_noise(image, draws.noise, a_t)
-        predicted = denoiser(y, draws.t, condition, x_hat, draws.x_hat_known)
+        predicted = denoiser(y, draws.t, condition, x_hat, draws.x_hat_known, z)
         if denoiser.prediction == "epsilon":
             target, x0 = draws.noise, x0_from_epsilon(y, predicted, a_t)
         else:
@@ -155,11 +158,35 @@ class GeneratorInTraining(nn.Module):
     @torch.no_grad()
     def _reconstruct(
         self, image: Float[Tensor, "b 1 h w"], latent_noise: Float[Tensor, "b d"] | None
-    ) -> Float[Tensor, "b 1 h w"] | None:
+    ) -> tuple[Float[Tensor, "b 1 h w"] | None, Float[Tensor, "b d"] | None]:
+        """x_hat, and the latent code that it is decoded from."""
         if self.autoencoder is None or latent_noise is None:
-            return None
-        reconstruction: Tensor = self.autoencoder.network(image, latent_noise)
-        return reconstruction
+            return None, None
+        z = sample_latent(*self.autoencoder.network.encode(image), latent_noise)
+        return self.autoencoder.network.decode(z), z
+
+
+def text_parent(manifest: dict[str, Any], folder: Path | None) -> dict[str, str]:
+    """The text encoder's hash among the parents of a stage that goes on from a generator.
+
+    Args:
+        manifest: The generator's.
+        folder: The text encoder that was given.
+
+    Raises:
+        UserError: If it is not the generator's, or the generator's is missing.
+    """
+    wanted = manifest.get("parents", {}).get("text_encoder")
+    if wanted is None and folder is None:
+        return {}
+    if folder is None:
+        raise UserError(
+            "data.text_encoder: none was given, but the generator looks at texts; give the text "
+            "encoder that it was trained with."
+        )
+    encoder = check_text_encoder(folder, wanted, "data.text_encoder")
+    assert encoder is not None
+    return {"text_encoder": encoder.sha256}
 
 
 def check_gamma(gamma: float | None, schedule: Schedule) -> float | None:
@@ -197,20 +224,22 @@ def random_draws(
 
 
 def random_drop(
-    stage: Stage, condition: Condition, drop_field: float, drop_all: float
+    stage: Stage, condition: Condition, drop_field: float, drop_all: float, drop_text: float = 0.0
 ) -> Condition:
-    """Makes fields unknown at random, image by image.
+    """Makes fields and texts unknown at random, image by image.
 
     Args:
         stage: The stage that trains.
         condition: The full condition.
         drop_field: Probability that a field becomes unknown, so that partial conditions are met.
         drop_all: Probability that all do (the null condition of classifier-free guidance).
+        drop_text: Probability that the text alone does.
     """
     count, fields = condition.value.shape
     field_draw = stage.draw(lambda n: torch.rand(n, fields, device=stage.device), count)
     all_draw = stage.draw(lambda n: torch.rand(n, 1, device=stage.device), count)
-    return condition.keep((field_draw >= drop_field) & (all_draw >= drop_all))
+    kept = condition.keep((field_draw >= drop_field) & (all_draw >= drop_all))
+    return kept.keep_text(all_draw >= drop_all + drop_text)
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from cxr_lightning.stages.denoising import (
     fixed_draws,
     random_draws,
     random_drop,
+    text_parent,
 )
 from cxr_lightning.types import Batch
 
@@ -37,9 +38,11 @@ class Finetune(Stage):
         representation_warmup_steps: Steps over which lambda rises linearly from 0.
         min_snr_gamma: Cut of the Min-SNR weights of the training loss (Hang et al. 2023); null for
             the plain loss.
+        text_encoder: Folder of the text encoder (from `data.text_encoder`); the generator's.
         snr_min: Images noised below this signal-to-noise ratio have no representation loss.
         drop_field: Probability, per image and field, that a field of the condition is unknown.
         drop_condition: Probability, per image, that the whole condition is unknown.
+        drop_text: Probability, per image, that the text alone is unknown.
         ema_decay: Decay of the moving average of the weights.
         optimizer: Optimizer of the U-Net.
         warmup_steps: Steps of linear learning-rate warm-up.
@@ -57,9 +60,11 @@ class Finetune(Stage):
         representation_weight: float = 0.1,
         representation_warmup_steps: int = 0,
         min_snr_gamma: float | None = None,
+        text_encoder: Path | None = None,
         snr_min: float = 0.25,
         drop_field: float = 0.1,
         drop_condition: float = 0.1,
+        drop_text: float = 0.2,
         ema_decay: float = 0.999,
         optimizer: OptimizerCallable = default_optimizer,
         warmup_steps: int = 0,
@@ -72,10 +77,12 @@ class Finetune(Stage):
                 f"model.generator: {generator} makes images of {start.image_size} pixels, but "
                 f"data.image_size is {image_size}; use a generator of that size."
             )
+        manifest = check_product(generator, "generator", "model.generator")
         self.parents = {
-            "generator": check_product(generator, "generator", "model.generator")["sha256"],
+            "generator": manifest["sha256"],
             "encoder": check_product(encoder, "encoder", "model.encoder")["sha256"],
         }
+        self.parents |= text_parent(manifest, text_encoder)
         assert start.denoiser is not None
         denoiser = start.denoiser.train().requires_grad_(True)
         self.networks = GeneratorInTraining(denoiser, start.autoencoder, ema_decay, start.prior)
@@ -86,6 +93,7 @@ class Finetune(Stage):
         self.snr_min = snr_min
         self.drop_field = drop_field
         self.drop_condition = drop_condition
+        self.drop_text = drop_text
 
     @property
     def name(self) -> str:
@@ -102,7 +110,9 @@ class Finetune(Stage):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         """Diffusion loss plus weighted representation loss of a batch."""
-        condition = random_drop(self, batch.condition, self.drop_field, self.drop_condition)
+        condition = random_drop(
+            self, batch.condition, self.drop_field, self.drop_condition, self.drop_text
+        )
         draws = random_draws(self, self.networks, len(batch.image))
         denoised = self.networks.denoise(batch.image, condition, draws)
         representation = representation_loss(

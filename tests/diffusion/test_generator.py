@@ -196,6 +196,33 @@ def test_the_vae_alone_gives_x_hat(build):
     assert generator.image_size == 32
 
 
+def test_the_denoiser_is_shown_the_code_of_x_hat(build, monkeypatch):
+    generator = build(latent_dim=LATENT)
+    seen = []
+    plain = generator.denoiser.forward
+
+    def noted(y, t, condition, x_hat, z=None):
+        seen.append((x_hat, z))
+        return plain(y, t, condition, x_hat, z=z)
+
+    monkeypatch.setattr(generator.denoiser, "forward", noted)
+    generator.generate(asked(2), torch.arange(2), Sampling(steps=2, guidance=2.0))
+    generator.reconstruct(original(2), asked(2), torch.arange(2), Sampling(steps=1))
+    assert len(seen) == 5
+    for x_hat, z in seen:
+        assert torch.equal(generator.autoencoder.decode(z), x_hat)
+    assert torch.equal(seen[-1][1], generator.autoencoder.encode(original(2))[0])
+
+
+def test_the_code_of_x_hat_changes_the_image(build):
+    """As far as the network lets it: with its first layer at zero it does not."""
+    generator = build(latent_dim=LATENT)
+    before = generator.generate(asked(2), torch.arange(2), Sampling(steps=2))
+    generator.denoiser.latent.code.weight.data[:, :LATENT] = 0.0
+    after = generator.generate(asked(2), torch.arange(2), Sampling(steps=2))
+    assert not torch.allclose(before, after, atol=1e-4)
+
+
 def test_an_unconditional_generator_reconstructs_nothing(build):
     generator = build(form="uncond")
     with pytest.raises(UserError, match="no autoencoder"):
@@ -227,7 +254,7 @@ def test_the_clean_estimate_of_both_predictions(make_denoiser, form, prediction)
         expected = a_t**0.5 * y - (1 - a_t) ** 0.5 * out
     else:
         expected = (y - (1 - a_t) ** 0.5 * out) / a_t**0.5
-    ours = predict_x0(network, y, t, asked(2), x_hat, a_t)
+    ours = predict_x0(network, y, t, asked(2), x_hat, None, a_t)
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)  # float32
 
 

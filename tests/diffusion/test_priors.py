@@ -22,13 +22,13 @@ def conditions(n: int, seed: int = 0) -> Condition:
     known = torch.rand(n, len(FIELDS), generator=generator) < 0.7
     value = (torch.rand(n, len(FIELDS), generator=generator) < 0.5).float() * known
     uncertain = ~known & (torch.rand(known.shape, generator=generator) < 0.3)
-    return Condition(value, known, uncertain)
+    return Condition.of(value, known, uncertain)
 
 
 def features(condition: Condition) -> Tensor:
     """(1, value in [-1, 1] where known, known, uncertain), written out."""
     rows = []
-    for value, known, uncertain in zip(*(part.tolist() for part in condition), strict=True):
+    for value, known, uncertain in zip(*(part.tolist() for part in condition[:3]), strict=True):
         signs = [2 * v - 1 if k else 0.0 for v, k in zip(value, known, strict=True)]
         rows.append([1.0, *signs, *map(float, known), *map(float, uncertain)])
     return torch.tensor(rows, dtype=torch.float64)
@@ -215,6 +215,25 @@ def test_held_out_codes_decide_about_the_components():
     # five binomial standard errors of .5
     assert float(far.float().mean()) == pytest.approx(0.5, abs=5 * 0.5 / 4000**0.5)
     assert float(shares.sum()) == pytest.approx(1.0)
+
+
+def test_a_flow_follows_the_text(monkeypatch):
+    """Codes lie left or right of 0 as only the text says; without text on either side."""
+    monkeypatch.setattr(flow, "STEPS", 1000)
+    n, generator = 600, torch.Generator().manual_seed(0)
+    side = torch.randint(2, (n,), generator=generator)
+    text = torch.eye(2)[side]
+    z = torch.randn(n, D, generator=generator)
+    z[:, 0] = torch.where(side == 1, 3.0, -3.0) + 0.5 * z[:, 0]
+    prior = LatentPrior(latent_dim=D, kind="flow", width=32, text_dim=2)
+    nothing = Condition.unknown(n)
+    prior.fit(z, nothing._replace(text=text))
+    noise = torch.randn(200, D, generator=generator)
+    for row, sign in enumerate((-1.0, 1.0)):
+        asked = Condition.unknown(200)._replace(text=torch.eye(2)[row].expand(200, 2))
+        assert float((prior(noise, asked)[:, 0] * sign > 0).float().mean()) > 0.95
+    unsaid = float((prior(noise, Condition.unknown(200))[:, 0] > 0).float().mean())
+    assert 0.25 < unsaid < 0.75
 
 
 def test_a_flow_of_the_same_codes_is_the_same(monkeypatch):

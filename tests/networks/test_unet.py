@@ -165,13 +165,16 @@ def test_all_arguments_survive_saving(tmp_path, make_denoiser):
         "timesteps": 77,
         "dropout": 0.25,
         "channels": 3,
+        "latent_dim": 5,
+        "text_dim": 4,
     }
     network = make_denoiser(**settings)
     network.save_pretrained(tmp_path)
     loaded = Denoiser.from_pretrained(tmp_path, local_files_only=True)
     for name in ("form", "prediction", "schedule", "timesteps", "channels", "image_size", "width"):
         assert getattr(loaded, name) == settings[name]
-    given = inputs(2, 3, 16)
+    given = inputs(2, 3, 16) | {"z": torch.ones(2, 5)}
+    given["condition"] = full(2)._replace(text=torch.ones(2, 4))
     assert torch.equal(loaded.eval()(**given), network(**given))
 
 
@@ -182,10 +185,27 @@ def test_defaults_survive_saving_too(tmp_path):
     assert (loaded.form, loaded.timesteps, loaded.stem.out_channels) == ("form1", 1000, 8)
 
 
+def test_the_latent_code_matters_where_x_hat_may_be_seen(make_denoiser):
+    network = make_denoiser(latent_dim=5)
+    given, z = inputs(2), torch.randn(2, 5, generator=torch.Generator().manual_seed(3))
+    first = torch.tensor([True, False])
+    out = network(**given, z=z, x_hat_known=first)
+    other = network(**given, z=-z, x_hat_known=first)
+    assert not torch.allclose(out[0], other[0], atol=1e-4)
+    assert torch.equal(out[1], other[1])
+    nobody = torch.tensor([False, False])
+    hidden = network(**given, z=z, x_hat_known=nobody)
+    absent = network(**given, x_hat_known=nobody)
+    assert torch.equal(hidden, absent)
+
+
 @pytest.mark.parametrize("form", ["form1", "form2", "uncond"])
 def test_gradient_reaches_all_parameters(make_denoiser, form):
-    network = make_denoiser(form=form).train()
-    network(**(inputs(2) | {"condition": full(2)})).square().sum().backward()
+    network = make_denoiser(form=form, latent_dim=5, text_dim=4).train()
+    condition = full(2)._replace(text=torch.ones(2, 4))
+    network(
+        **(inputs(2) | {"condition": condition, "z": torch.ones(2, 5)})
+    ).square().sum().backward()
     assert [n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 

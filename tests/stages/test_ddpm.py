@@ -1,5 +1,6 @@
 """Stage 2 on tiny data: what is trained, averaged, resumed, handed over."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,10 @@ import pytest
 import torch
 from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
+from text_model import write_text_model
 
 from cxr_lightning.data.datamodule import CheXpertDataModule
+from cxr_lightning.data.text_encoder import TextEncoder
 from cxr_lightning.errors import UserError
 from cxr_lightning.stages.ddpm import DDPM
 
@@ -198,6 +201,35 @@ def test_product_is_the_averaged_denoiser_with_its_autoencoder_and_prior(make, p
     alone = make(form="uncond", autoencoder=None).product()
     assert set(alone.networks) == {"denoiser"}
     assert alone.parents == {}
+
+
+def test_the_latent_code_is_shown_where_asked(make, prepared, quiet_trainer):
+    assert make().networks.denoiser.latent is None
+    assert make(form="uncond", autoencoder=None, show_latent=True).networks.denoiser.latent is None
+    module = make(show_latent=True)
+    before = module.networks.denoiser.latent.code.weight.clone()
+    quiet_trainer(max_steps=3).fit(module, datamodule=data(prepared))
+    assert not torch.equal(module.networks.denoiser.latent.code.weight, before)
+
+
+def test_reports_are_learned_from_where_there_is_a_text_encoder(
+    make, prepared, quiet_trainer, tmp_path
+):
+    pytest.importorskip("sentence_transformers")
+    model = write_text_model(tmp_path / "model")
+    module = make(text_encoder=model, prior="flow")
+    assert module.networks.prior.model.text_dim == 12
+    assert module.product().parents["text_encoder"] == TextEncoder(model, "text").sha256
+    folder = shutil.copytree(prepared, tmp_path / "data")
+    reports = CheXpertDataModule(folder, batch_size=12, image_size=32, text_encoder=model)
+    before = module.networks.denoiser.condition.text.weight.clone()
+    quiet_trainer(max_steps=3).fit(module, datamodule=reports)
+    assert not torch.equal(module.networks.denoiser.condition.text.weight, before)
+
+
+def test_a_prior_that_looks_at_no_texts_is_refused_beside_a_text_encoder(make, tmp_path):
+    with pytest.raises(UserError, match=r"^model\.prior: gaussian does not look at texts"):
+        make(text_encoder=tmp_path, prior="gaussian")
 
 
 def test_an_autoencoder_is_needed_unless_unconditional(make):

@@ -176,6 +176,35 @@ def test_conditions_are_dropped_by_field_and_as_a_whole(stage):
     assert not random_drop(stage, full(50), 0.0, 1.0).known.any()
 
 
+def test_texts_are_dropped_alone_and_with_the_rest(stage):
+    torch.manual_seed(0)
+    n = 4000
+    condition = full(n)._replace(text=torch.ones(n, 3))
+    kept = random_drop(stage, condition, drop_field=0.0, drop_all=0.2, drop_text=0.3)
+    text, fields = kept.text.any(1), kept.known.any(1)
+    assert not (text & ~fields).any()
+    for share, wanted in ((~text, 0.5), (~fields, 0.2)):
+        assert abs(share.float().mean() - wanted) < 5 * (wanted * (1 - wanted) / n) ** 0.5
+    assert torch.equal(kept.text[text], condition.text[text])
+
+
+def test_the_denoiser_is_shown_the_code_that_x_hat_is_decoded_from(build, monkeypatch):
+    networks = build(latent_dim=6)
+    image, given, seen = torch.rand(3, 1, 32, 32) * 2 - 1, draws(networks), []
+    plain = networks.denoiser.forward
+
+    def noted(y, t, condition, x_hat, known, z):
+        seen.append((x_hat, z))
+        return plain(y, t, condition, x_hat, known, z)
+
+    monkeypatch.setattr(networks.denoiser, "forward", noted)
+    networks.denoise(image, full(3), given)
+    autoencoder = networks.autoencoder.network
+    ((x_hat, z),) = seen
+    assert torch.equal(z, sample_latent(*autoencoder.encode(image), given.latent_noise))
+    assert torch.equal(x_hat, autoencoder.decode(z))
+
+
 def test_validation_draws_depend_on_the_image_alone(build):
     networks = build()
     together = fixed_draws(torch.tensor([5, 2, 9]), networks, 32, torch.device("cpu"))

@@ -7,8 +7,11 @@ import pytest
 import torch
 from lightning import seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
+from text_model import write_text_model
 
+from cxr_lightning.artifacts import save_product
 from cxr_lightning.data.datamodule import CheXpertDataModule
+from cxr_lightning.data.text_encoder import TextEncoder
 from cxr_lightning.diffusion.generator import Generator
 from cxr_lightning.errors import UserError
 from cxr_lightning.losses.representation import representation_loss
@@ -62,6 +65,22 @@ def test_starts_from_the_generator_product(make, products):
     assert all(p.requires_grad for p in module.networks.denoiser.parameters())
     prior = module.networks.prior.state_dict()
     assert all(torch.equal(v, prior[k]) for k, v in start.prior.state_dict().items())
+
+
+def test_goes_on_with_the_text_encoder_of_the_generator_only(make, products, tmp_path):
+    pytest.importorskip("sentence_transformers")
+    model = write_text_model(tmp_path / "model")
+    wanted = TextEncoder(model, "text").sha256
+    start = Generator.from_pretrained(products / "generator")
+    parts = {"denoiser": start.denoiser, "autoencoder": start.autoencoder, "prior": start.prior}
+    facts = {"parents": {"text_encoder": wanted}}
+    save_product(tmp_path / "product", "generator", parts, facts)
+    module = make(generator=tmp_path / "product", text_encoder=model)
+    assert module.product().parents["text_encoder"] == wanted
+    with pytest.raises(UserError, match=r"^data\.text_encoder: none was given"):
+        make(generator=tmp_path / "product")
+    with pytest.raises(UserError, match=r"^data\.text_encoder: .* without a text encoder"):
+        make(text_encoder=model)
 
 
 def test_loss_is_diffusion_plus_lambda_representation_with_warmup(make, datamodule, monkeypatch):

@@ -30,6 +30,8 @@ class LatentPrior(nn.Module, PyTorchModelHubMixin):
             `mixture`, see `MixturePrior`; `flow`, see `FlowPrior`.
         components: Of the mixture, at most.
         width: Of the flow's network.
+        text_dim: Columns of the text embeddings of conditions, which the flow alone looks at; 0:
+            they are not used.
     """
 
     fitted: Tensor
@@ -41,6 +43,7 @@ class LatentPrior(nn.Module, PyTorchModelHubMixin):
         kind: PriorKind = "gaussian",
         components: int = 16,
         width: int = 256,
+        text_dim: int = 0,
     ) -> None:
         super().__init__()
         self.latent_dim = latent_dim
@@ -54,7 +57,7 @@ class LatentPrior(nn.Module, PyTorchModelHubMixin):
         elif kind == "mixture":
             self.model = MixturePrior(latent_dim, components)
         else:
-            self.model = FlowPrior(latent_dim, width)
+            self.model = FlowPrior(latent_dim, width, text_dim)
 
     @property
     def noise_dim(self) -> int:

@@ -24,6 +24,7 @@ CHECK_EVERY = 200
 HELD_OUT = 0.1
 DROP_FIELD = 0.1
 DROP_ALL = 0.1
+DROP_TEXT = 0.2
 SOLVER_STEPS = 25
 
 
@@ -38,17 +39,20 @@ class FlowPrior(nn.Module):
     Args:
         latent_dim: Dimension of the latent code.
         width: Of the hidden layers.
+        text_dim: Columns of the text embeddings of conditions; 0: they are not looked at.
     """
 
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, latent_dim: int, width: int = 256) -> None:
+    def __init__(self, latent_dim: int, width: int = 256, text_dim: int = 0) -> None:
         super().__init__()
         self.noise_dim = latent_dim
+        self.text_dim = text_dim
         self.register_buffer("mean", torch.zeros(latent_dim))
         self.register_buffer("scale", torch.ones(latent_dim))
-        self.first = nn.Linear(latent_dim + TIME_WIDTH + 3 * len(FIELDS), width)
+        inputs = latent_dim + TIME_WIDTH + 3 * len(FIELDS) + (text_dim + 1 if text_dim else 0)
+        self.first = nn.Linear(inputs, width)
         self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in range(LAYERS)])
         self.layers = nn.ModuleList([nn.Linear(width, width) for _ in range(LAYERS)])
         self.last = nn.Linear(width, latent_dim)
@@ -60,7 +64,10 @@ class FlowPrior(nn.Module):
     ) -> Float[Tensor, "b d"]:
         """Velocity of standardised codes at times s in [0, 1]."""
         time = sinusoidal_embedding(1000.0 * s, TIME_WIDTH)
-        h = self.first(torch.cat([z, time, condition.features()], dim=1))
+        inputs = [z, time, condition.features()]
+        if self.text_dim:
+            inputs.append(condition.text_features(self.text_dim))
+        h = self.first(torch.cat(inputs, dim=1))
         for norm, layer in zip(self.norms, self.layers, strict=True):
             h = h + layer(F.silu(norm(h)))
         velocity: Tensor = self.last(h)
@@ -121,6 +128,7 @@ class FlowPrior(nn.Module):
         code = z[rows.to(z.device)]
         noise, s = draws.noise.to(z.device), draws.s.to(z.device)
         stated = condition.rows(rows.to(z.device)).keep(draws.keep.to(z.device))
+        stated = stated.keep_text(draws.keep_text.to(z.device))
         between = torch.lerp(noise, code, s[:, None])
         return F.mse_loss(self.velocity(between, s, stated), code - noise)
 
@@ -132,4 +140,6 @@ class _Draws:
         self.noise = torch.randn(count, dimension, generator=generator)
         self.s = torch.rand(count, generator=generator)
         fields = torch.rand(count, len(FIELDS), generator=generator) >= DROP_FIELD
-        self.keep = fields & (torch.rand(count, 1, generator=generator) >= DROP_ALL)
+        everything = torch.rand(count, 1, generator=generator)
+        self.keep = fields & (everything >= DROP_ALL)
+        self.keep_text = everything >= DROP_ALL + DROP_TEXT
