@@ -96,7 +96,7 @@ def _measure(inputs: EvaluationInputs, split: Split, extractor: Extractor) -> Sp
         patient[split.held_out].to(train.device),
         inputs.settings.false_positives,
         inputs.settings.seed,
-        progress=f"{extractor.name}: nearest training images",
+        progress=extractor.name,
     )
 
 

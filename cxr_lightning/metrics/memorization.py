@@ -88,7 +88,10 @@ def nearest_training(
 
 
 def authentic(
-    found: NearestTraining, train: Float32[Tensor, "t f"], patients: Int[Tensor, " t"]
+    found: NearestTraining,
+    train: Float32[Tensor, "t f"],
+    patients: Int[Tensor, " t"],
+    progress: str | None = None,
 ) -> Bool[np.ndarray, " n"]:
     """Whether images are farther from their nearest training image than that is from its own.
 
@@ -99,7 +102,12 @@ def authentic(
     hits, position = np.unique(found.index, return_inverse=True)
     rows = torch.from_numpy(hits).to(train.device)
     own = nearest(
-        train[rows], train, 1, query_groups=patients[rows], point_groups=patients
+        train[rows],
+        train,
+        1,
+        query_groups=patients[rows],
+        point_groups=patients,
+        progress=progress,
     ).distance[:, 0]
     return found.distance > own.cpu().numpy()[position]
 
@@ -364,17 +372,31 @@ def measure_space(
         held_out_patients: The same of each held-out image.
         false_positives: Share of real images that the thresholds may flag.
         seed: Of the cells.
-        progress: Title of the progress bars.
+        progress: First words of the titles of progress bars; none by default.
     """
+
+    def title(work: str) -> str | None:
+        return None if progress is None else f"{progress}: {work}"
+
     nobody = torch.full((len(synthetic),), -1, device=train.device)
     found = []
-    for images, own in ((synthetic, nobody), (held_out, held_out_patients)):
-        near = nearest_training(images, train, train_patients, progress=progress)
+    for name, images, own in (
+        ("synthetic", synthetic, nobody),
+        ("held-out", held_out, held_out_patients),
+    ):
+        work = title(f"{name} among training images")
+        near = nearest_training(images, train, train_patients, progress=work)
         distance, index = nearest(
-            images, held_out, 1, query_groups=own, point_groups=held_out_patients
+            images,
+            held_out,
+            1,
+            query_groups=own,
+            point_groups=held_out_patients,
+            progress=title(f"{name} among held-out images"),
         )
         others = distance[:, 0].cpu().numpy(), index[:, 0].cpu().numpy()
-        found.append((near, *others, authentic(near, train, train_patients)))
+        work = title("training images among each other")
+        found.append((near, *others, authentic(near, train, train_patients, work)))
     of_synthetic, of_held_out = cells(train, [synthetic, held_out], seed)
     return Space(
         Nearest(*found[0], of_synthetic),

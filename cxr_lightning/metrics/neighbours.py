@@ -22,6 +22,9 @@ from cxr_lightning.progress import progress_bar
 QUERY_BLOCK = 2048
 POINT_BLOCK = 16384
 PAIR_BLOCK = 4096
+SPARE = 11
+"""Candidates a query beyond the k that are asked for."""
+
 DIMENSIONS = 128
 """Principal components of the first search."""
 
@@ -130,8 +133,10 @@ def row_distances(
     columns: Int[Tensor, " p"],
 ) -> Float64[Tensor, " p"]:
     """Distance of row `rows[i]` of one to row `columns[i]` of the other, by their difference."""
-    blocks = zip(rows.split(PAIR_BLOCK), columns.split(PAIR_BLOCK), strict=True)
-    return torch.cat([(one[r].double() - other[c].double()).norm(dim=1) for r, c in blocks])
+    found = [one.new_empty(0, dtype=torch.float64)]
+    for r, c in zip(rows.split(PAIR_BLOCK), columns.split(PAIR_BLOCK), strict=True):
+        found.append((one[r].double() - other[c].double()).norm(dim=1))
+    return torch.cat(found)
 
 
 @dataclass(frozen=True)
@@ -175,7 +180,7 @@ class _Index:
             )
         for dtype in (torch.float32, torch.float64):
             of = partial(centred, centre=centre, dtype=dtype)
-            self.stages.append(_Coordinates(of, partial(_centred_rows, points, of), k + 11))
+            self.stages.append(_Coordinates(of, partial(_centred_rows, points, of), k + SPARE))
 
     def search(
         self, queries: Float32[Tensor, "b f"], groups: Int[Tensor, " b"] | None
@@ -206,15 +211,30 @@ class _Index:
         if not bool(short.isfinite().all()):
             raise ValueError("`queries` must be finite.")
         squared, index = self._candidates(stage, short, groups)
-        rows = torch.arange(len(queries), device=queries.device).repeat_interleave(index.shape[1])
-        distance = row_distances(queries, self.points, rows, index.flatten()).view_as(index)
-        distance.masked_fill_(squared.isposinf(), torch.inf)
+        there = squared.isfinite()
+        first = there & (torch.arange(squared.shape[1], device=squared.device) < self.k + SPARE)
+        distance = self._distances(queries, index, first)
+        limit = distance.topk(self.k, largest=False).values[:, -1]
+        near = squared.double() - rounding_error(short, limit)[:, None] < limit.square()[:, None]
+        distance = torch.minimum(distance, self._distances(queries, index, near & there & ~first))
         distance, order = distance.topk(self.k, largest=False)
         index = index.gather(1, order).masked_fill_(distance.isposinf(), -1)
         farthest = distance[:, -1]
         # A point that is no candidate is at least this far, in truth.
         beyond = squared[:, -1].double() - rounding_error(short, farthest)
         return Neighbours(distance, index), ~(beyond < farthest.square())
+
+    def _distances(
+        self,
+        queries: Float32[Tensor, "b f"],
+        index: Int[Tensor, "b n"],
+        wanted: Bool[Tensor, "b n"],
+    ) -> Float64[Tensor, "b n"]:
+        """Distance of each query to some of its candidates; inf for the others."""
+        distance = queries.new_full(index.shape, torch.inf, dtype=torch.float64)
+        rows, columns = wanted.nonzero(as_tuple=True)
+        distance[wanted] = row_distances(queries, self.points, rows, index[rows, columns])
+        return distance
 
     def _candidates(
         self, stage: _Coordinates, short: Float[Tensor, "b c"], groups: Int[Tensor, " b"] | None
