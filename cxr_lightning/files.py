@@ -42,6 +42,25 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def write_whole(file: Path, content: bytes, place: Path) -> None:
+    """Writes a file that is either whole or absent, and the folders above it.
+
+    Args:
+        file: The file; an earlier one is replaced at once.
+        content: Its bytes.
+        place: Folder on the same disk for the file while it is written. If it is gone, nothing is
+            written.
+    """
+    temporary = place / f"{os.getpid()}.partial"
+    try:
+        temporary.write_bytes(content)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary.replace(file)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
 def sha256_file(path: Path) -> str:
     """Hex sha256 of a file's bytes."""
     with path.open("rb") as file:

@@ -13,6 +13,7 @@ LAYERS = [
     {"diffusion", "losses"},
     {"metrics"},
     {"evaluation"},
+    {"synthesis"},
     {"stages"},
     {"callbacks"},
     {"report"},

@@ -1,63 +1,44 @@
 """cxr generate: a synthetic data set in CheXpert layout."""
 
-import json
-import shutil
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import torch
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
-from tqdm import tqdm
 
 from cxr_lightning import __version__
 from cxr_lightning.artifacts import check_product, product_sha256
 from cxr_lightning.data.prepared import open_prepared
 from cxr_lightning.data.prompt import parse_prompt
 from cxr_lightning.data.requests import ImageRequests
-from cxr_lightning.data.transforms import to_image
+from cxr_lightning.data.sources.dicom_files import require_pydicom
 from cxr_lightning.data.vocabulary import View, parse_condition
+from cxr_lightning.data.writers import ImageFormat
 from cxr_lightning.diffusion.generator import Generator
 from cxr_lightning.diffusion.samplers import SamplerName, Sampling, Spacing
 from cxr_lightning.errors import UserError
+from cxr_lightning.progress import progress_bar
+from cxr_lightning.synthesis.devices import Devices, Rank, choose_devices, find_rank
+from cxr_lightning.synthesis.folder import SyntheticFolder
+from cxr_lightning.synthesis.making import Plan, make_share
+from cxr_lightning.synthesis.processes import Report, run_processes
+from cxr_lightning.synthesis.rejection import (
+    TRIES,
+    Rejection,
+    count_draws,
+    describe_draws,
+    list_reasons,
+    plan_rejection,
+)
+from cxr_lightning.synthesis.request import FORMAT, Request
 from cxr_lightning.types import OBSERVATIONS, Condition
 
-FORMAT = 1
 FEW = 10
 """Training images of an observation below which there is a warning."""
 
 DEFAULT = "healthy,pneumonia,pleural_effusion"
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the images of a synthetic data set depend on; the same request gives the same files."""
-
-    format: int
-    kind: str
-    version: str
-    product: dict[str, str]
-    conditions: list[str]
-    prompts: list[str]
-    like: str | None
-    balance: bool
-    view: View | None
-    count: int
-    seed: int
-    sampler: str
-    steps: int
-    guidance: float
-    guidance_interval: tuple[float, float]
-    eta: float
-    spacing: str
-    start: float
-    batch_size: int
-    size: int
 
 
 def generate(
@@ -70,6 +51,7 @@ def generate(
     view: View | None = None,
     count: int = 100,
     seed: int = 0,
+    format: ImageFormat = "png",
     sampler: SamplerName = Sampling.sampler,
     steps: int = Sampling.steps,
     guidance: float = 1.0,
@@ -77,16 +59,20 @@ def generate(
     eta: float = 0.0,
     spacing: Spacing = "trailing",
     start: float = 1.0,
+    reject: Path | None = None,
+    reject_threshold: float | None = None,
+    reject_tries: int = TRIES,
     batch_size: int = 64,
     device: str = "auto",
+    devices: Devices = 1,
 ) -> None:
     """Makes a synthetic data set in CheXpert layout from a generator product.
 
-    Writes OUT/train/patientNNNNN/study1/view1_frontal.png, OUT/train.csv and OUT/manifest.json.
-    Image i depends on the product, the seed and i alone; another batch size or device can round a
-    few pixels of a set to the next grey value. An interrupted run continues where it stopped when
-    the same command is given again, and ends with the same bytes; OUT appears when all images are
-    there.
+    Writes OUT/train/patientNNNNN/study1/view1_frontal.png (or .jpg, .dcm), OUT/train.csv and
+    OUT/manifest.json. Image i depends on the product, the seed and i alone; another batch size,
+    device or number of CPU threads can round a few pixels of a set to the next grey value. An
+    interrupted run continues where it stopped when the same command is given again, also with other
+    --devices, and ends with the same bytes; OUT appears when all images are there.
 
     Args:
         model: Product of stage 2 or 4.
@@ -103,6 +89,8 @@ def generate(
             is with the condition in its training data.
         count: Number of images of each condition or prompt; with like, of all.
         seed: Seed of the data set.
+        format: png; jpeg (quality 95); or dicom (Secondary Capture, needs pydicom). Every file says
+            that it is synthetic.
         sampler: ddpm (ancestral), ddim, dpmpp_2m, dpmpp_3m (DPM-Solver++) or unipc.
         steps: Number of denoising steps.
         guidance: Weight of classifier-free guidance; 1 for none, larger for stronger conditions.
@@ -111,26 +99,34 @@ def generate(
         eta: Stochasticity of ddim, 0 to 1.
         spacing: trailing (steps evenly in time) or logsnr (in the log signal-to-noise ratio).
         start: Share of the diffusion to begin at; below 1 from the VAE's image, noised to there.
+        reject: A classifier (folder 'classifier' of an evaluation, or a TorchScript file): an image
+            is drawn again until each observation that was asked for, as present or as absent, is on
+            the right side of its threshold. After the last try the best one is kept and marked as
+            unconfirmed in manifest.json.
+        reject_threshold: Threshold of all observations, 0 to 1; default: the classifier's own
+            operating points on held-out real images, or 0.5 where it has none.
+        reject_tries: Draws of an image at most.
         batch_size: Images made at once.
         device: cpu, cuda, cuda:1, ..., or auto.
+        devices: Number of processes, one a GPU, or on the CPU that share its threads; auto for all
+            GPUs.
     """
     _check_exclusive({"condition": condition, "prompt": prompt, "like": like}, view, balance)
-    for argument, value in (("count", count), ("batch_size", batch_size)):
-        if value < 1:
-            raise UserError(f"{argument}: {value} is not possible; use 1 or more.")
-    if seed < 0:
-        raise UserError(f"seed: {seed} is negative; give 0 or more.")
-    if out.exists():
-        raise UserError(f"out: {out} exists already; give another folder or remove it.")
+    _check_numbers(count, batch_size, seed, reject_tries, reject_threshold)
+    if format == "dicom":
+        require_pydicom("format")
+    rank = find_rank()
+    places = choose_devices(device, devices, rank)
     requests = _requests(condition, prompt, like, balance, view, count, seed)
     low, high = _interval(guidance_interval)
     sampling = Sampling(sampler, steps, guidance, (low, high), eta, spacing, start)
     manifest = check_product(model, "generator", "model")
-    generator = Generator.from_pretrained(model, "model")
-    generator.check(sampling)
+    size = _check_generator(model, sampling)
     _check_guidance(guidance, manifest)
-    _warn_of_unseen(requests.condition, manifest)
-    target = torch.device(_device(device))
+    rejection = None
+    if reject is not None:
+        asked = requests.condition
+        rejection = plan_rejection(reject, reject_threshold, reject_tries, asked, size)
     request = Request(
         format=FORMAT,
         kind="synthetic",
@@ -145,13 +141,102 @@ def generate(
         seed=seed,
         **asdict(sampling),
         batch_size=batch_size,
-        size=generator.image_size,
+        size=size,
+        image_format=format,
+        reject=rejection.request if rejection else None,
     )
-    partial = _open_partial(out, request, len(requests))
-    _make_images(generator.to(target), partial, request, requests, sampling)
-    _write_table(partial, out.name, request, requests)
-    partial.rename(out)
-    print(f"{len(requests)} synthetic radiographs in {out}")
+    folder = SyntheticFolder(out, request)
+    if folder.is_finished():
+        folder.remove_rest()
+        print(f"{out} holds these {len(requests)} synthetic radiographs already")
+        return
+    if out.exists():
+        raise UserError(f"out: {out} exists already; give another folder or remove it.")
+    _warn_of_unseen(requests.condition, manifest)
+    _say_unjudged(rejection)
+    folder.open(len(requests))
+    _run(Plan(model, folder, requests, sampling, rejection), rank, places)
+
+
+def _run(plan: Plan, rank: Rank, places: list[str]) -> None:
+    """Makes this command's share of what is missing, and finishes the set if it is whole then."""
+    folder, total = plan.folder, len(plan.requests)
+    try:
+        _make(plan, rank.share(folder.missing(total)), places)
+        left = len(folder.missing(total))
+        if left and rank.world > 1:
+            print(
+                f"process {rank.number} of {rank.world} is done; {left} images are left to the "
+                "others, the last of which finishes the set"
+            )
+            return
+        _finish(plan)
+    except OSError:
+        if not folder.is_finished():  # by another process
+            raise
+    print(f"{total} synthetic radiographs in {folder.out}")
+
+
+def _make(plan: Plan, images: list[int], places: list[str]) -> None:
+    """Makes images in this process, or in one for each of several devices."""
+    if not images:
+        return
+    total = len(plan.requests)
+    places = places[: len(images)]
+    with progress_bar(total=total, initial=total - len(images), unit="image") as bar:
+        if len(places) == 1:
+            make_share(plan, places[0], images, bar.update)
+            return
+        threads = max(1, torch.get_num_threads() // len(places))
+        task = partial(_make_one_share, plan, images, places, threads)
+        run_processes(task, len(places), bar.update)
+
+
+def _make_one_share(
+    plan: Plan, images: list[int], places: list[str], threads: int, number: int, report: Report
+) -> None:
+    """What one of several processes does."""
+    torch.set_num_threads(threads)
+    make_share(plan, places[number], images[number :: len(places)], report)
+
+
+def _finish(plan: Plan) -> None:
+    """Puts the set in its place, and says what was rejected."""
+    facts: dict[str, Any] = {}
+    counts: dict[str, Any] = {}
+    if plan.rejection is not None:
+        counts = count_draws(plan.requests.labels(), plan.folder.records())
+        facts["rejection"] = plan.rejection.facts() | counts
+    plan.folder.finish(plan.requests, facts)
+    if plan.rejection is not None:
+        print(describe_draws(counts, plan.rejection.tries))
+
+
+def _check_numbers(
+    count: int, batch_size: int, seed: int, tries: int, threshold: float | None
+) -> None:
+    for argument, value in (("count", count), ("batch_size", batch_size), ("reject_tries", tries)):
+        if value < 1:
+            raise UserError(f"{argument}: {value} is not possible; use 1 or more.")
+    if seed < 0:
+        raise UserError(f"seed: {seed} is negative; give 0 or more.")
+    if threshold is not None and not 0.0 < threshold < 1.0:
+        raise UserError(
+            f"reject_threshold: {threshold} is no threshold; give a number between 0 and 1."
+        )
+
+
+def _check_generator(model: Path, sampling: Sampling) -> int:
+    """Size of the images, if the model can be sampled this way."""
+    generator = Generator.from_pretrained(model, "model")
+    generator.check(sampling)
+    return generator.image_size
+
+
+def _say_unjudged(rejection: Rejection | None) -> None:
+    """Names what the classifier does not judge of what is asked for."""
+    for reason, observations in list_reasons(rejection.unjudged if rejection else {}):
+        print(f"warning: not confirmed: {observations} ({reason})", file=sys.stderr)
 
 
 def _check_exclusive(sources: dict[str, Any], view: View | None, balance: bool) -> None:
@@ -224,89 +309,3 @@ def _interval(given: list[float] | None) -> list[float]:
             "0 to 1, the smaller first."
         )
     return given or [0.0, 1.0]
-
-
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device: {name!r} is not there; use cpu or auto.") from error
-    return name
-
-
-def _open_partial(out: Path, request: Request, images: int) -> Path:
-    """The folder that becomes `out`: a new one, or that of an interrupted run of this request."""
-    partial = out.with_name(f".{out.name}.partial")
-    state = partial / "request.json"
-    wanted = json.dumps(asdict(request), indent=1)
-    if state.is_file() and state.read_text() == wanted:
-        return partial
-    shutil.rmtree(partial, ignore_errors=True)
-    size = images * request.size**2
-    out.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(out.parent).free
-    if size > free:
-        raise UserError(
-            f"out: {out} needs up to {size} bytes and {free} are free; make room or use a smaller "
-            "--count."
-        )
-    partial.mkdir()
-    state.write_text(wanted)
-    return partial
-
-
-def _make_images(
-    generator: Generator,
-    folder: Path,
-    request: Request,
-    requests: ImageRequests,
-    sampling: Sampling,
-) -> None:
-    wanted = range(len(requests))
-    missing = [i for i in wanted if not (folder / _path(i)).is_file()]
-    note = PngInfo()
-    note.add_text("Synthetic", "yes")
-    note.add_text("Software", f"cxr_lightning {__version__}")
-    note.add_text("Product-SHA256", request.product["sha256"])
-    width = min(request.batch_size, len(wanted))
-    with tqdm(total=len(wanted), initial=len(wanted) - len(missing), unit="image") as bar:
-        for batch in _batches(missing, width):
-            padded = batch + batch[-1:] * (width - len(batch))  # one shape, so one rounding
-            index = torch.tensor(padded)
-            asked = requests.condition.rows(index).to(generator.device)
-            images = generator.generate(asked, index, sampling, seed=request.seed)
-            for i, pixels in zip(batch, to_image(images).cpu().numpy()[:, 0], strict=False):
-                _write_png(folder / _path(i), pixels, note)
-            bar.update(len(batch))
-
-
-def _batches(items: list[int], size: int) -> Iterator[list[int]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
-
-
-def _path(i: int) -> str:
-    return f"train/patient{i + 1:05d}/study1/view1_frontal.png"
-
-
-def _write_png(path: Path, pixels: np.ndarray, note: PngInfo) -> None:
-    """Writes a file that is either whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".partial")
-    Image.fromarray(pixels).save(temporary, format="PNG", pnginfo=note)
-    temporary.rename(path)
-
-
-def _write_table(folder: Path, name: str, request: Request, requests: ImageRequests) -> None:
-    """train.csv with CheXpert's columns, and the manifest; the run's state file goes."""
-    rows = [{"Path": f"{name}/{_path(i)}"} | row for i, row in enumerate(requests.rows())]
-    pd.DataFrame(rows).to_csv(folder / "train.csv", index=False)
-    images = [
-        {"path": _path(i), "condition": condition, "prompt": prompt, "index": i}
-        for i, (condition, prompt) in enumerate(zip(requests.names, requests.prompts, strict=True))
-    ]
-    manifest = asdict(request) | {"images": images}
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
-    (folder / "request.json").unlink()

@@ -12,9 +12,13 @@ from jaxtyping import Int
 from cxr_lightning.data.dataset import table_condition
 from cxr_lightning.data.policies import LabelPolicy
 from cxr_lightning.data.prompt import Prompt
-from cxr_lightning.data.vocabulary import HealthCondition, View
+from cxr_lightning.data.vocabulary import CONDITIONS, HealthCondition, View
 from cxr_lightning.errors import UserError
 from cxr_lightning.types import FIELDS, OBSERVATIONS, Condition
+
+UNKNOWN_VIEW = "UNKNOWN"
+"""In the column `AP/PA`, where CheXpert has a blank: torchxrayvision's name for it, whose reader
+fails on a column that is blank throughout, since pandas takes that for one of numbers."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +75,16 @@ class ImageRequests:
         condition = table_condition(table, LabelPolicy()).rows(torch.from_numpy(rows))
         return ImageRequests(condition, [None] * count, [None] * count)
 
+    def labels(self) -> list[str]:
+        """What each image was asked for in a few words: its condition, prompt, or findings."""
+        known = zip(self.names, self.prompts, self.condition.observations.tolist(), strict=True)
+        return [name or prompt or _findings(shown) for name, prompt, shown in known]
+
     def rows(self) -> list[dict[str, Any]]:
-        """What was asked for in CheXpert's columns but `Path`: 1, 0 or -1, blank where unknown."""
+        """What was asked for in CheXpert's columns but `Path`: 1, 0 or -1, blank where unknown.
+
+        Sex and view have a word for unknown.
+        """
         fields = (part.tolist() for part in self.condition[:3])
         return [_columns(*parts) for parts in zip(*fields, strict=True)]
 
@@ -93,6 +105,13 @@ def _balanced(
     return np.array([generator.choice(shown[i]) for i in chosen])
 
 
+def _findings(shown: list[float]) -> str:
+    """The name of a condition that shows these observations."""
+    names = {condition.present[0]: name for name, condition in CONDITIONS.items()}
+    present = [names[o] for o, value in zip(OBSERVATIONS, shown, strict=True) if value == 1.0]
+    return "+".join(present) or "none stated"
+
+
 def _columns(value: list[float], known: list[bool], uncertain: list[bool]) -> dict[str, Any]:
     stated = {f: v for f, v, k in zip(FIELDS, value, known, strict=True) if k}
     doubtful = {f: -1.0 for f, doubt in zip(FIELDS, uncertain, strict=True) if doubt}
@@ -101,6 +120,6 @@ def _columns(value: list[float], known: list[bool], uncertain: list[bool]) -> di
         "Sex": {1.0: "Male", 0.0: "Female"}.get(stated.get("Male", -1.0), "Unknown"),
         "Age": round(100.0 * stated["Age"]) if "Age" in stated else "",
         "Frontal/Lateral": "Frontal",
-        "AP/PA": {1.0: "PA", 0.0: "AP"}.get(stated.get("PA", -1.0), ""),
+        "AP/PA": {1.0: "PA", 0.0: "AP"}.get(stated.get("PA", -1.0), UNKNOWN_VIEW),
         **{observation: labels.get(observation, "") for observation in OBSERVATIONS},
     }

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Shaped, UInt8
 from PIL import Image
 
 from cxr_lightning.data.resize import Resize, UnreadableImageError, read_grey
+from cxr_lightning.data.sources.dicom_files import is_dicom, read_dicom, require_pydicom
 from cxr_lightning.data.sources.files import LayoutReader
 from cxr_lightning.data.sources.folder import (
     DEFAULTS,
@@ -97,9 +98,10 @@ def read_synthetic(place: Path, size: int, array: Path) -> SyntheticSet:
     """Reads a synthetic data set, and brings larger images to the size of the real ones.
 
     Args:
-        place: A folder that `cxr generate` made; a folder with one CSV file (`Path` and any of
-            CheXpert's columns); a folder of images, in sub-folders by class or not at all labelled;
-            or a CSV file whose paths start from its folder.
+        place: A folder that `cxr generate` made, in any of its formats; a folder with one CSV file
+            (`Path` and any of CheXpert's columns; DICOM files too); a folder of images, in
+            sub-folders by class or not at all labelled; or a CSV file whose paths start from its
+            folder.
         size: Side of the real images, in pixels. Larger ones are resized as `cxr prepare` does.
         array: File that the images are written to; memory does not grow with their number.
 
@@ -212,6 +214,8 @@ def _read_images(
 ) -> tuple[UInt8[np.ndarray, "k size size"], list[int], dict[str, str], list[str]]:
     """The images that can be read, which they are, why others cannot, and notes."""
     reader, read = LayoutReader((root,)), partial(_read_image, root, size)
+    if any(map(is_dicom, paths)):
+        require_pydicom("synthetic")
     images = create_array(array, np.uint8, (max(len(paths), 1), size, size))
     kept: list[int] = []
     failures: dict[str, str] = {}
@@ -241,7 +245,8 @@ def _read_image(
     """An image, whether its size was changed, and why it cannot be read."""
     try:
         file = LayoutReader((root,)).locate(path)
-        pixels, width, height = read_grey(file, Resize(size))
+        decode = read_dicom if is_dicom(file) else read_grey
+        pixels, width, height = decode(file, Resize(size))
     except UnreadableImageError as error:
         return None, False, str(error)
     if max(width, height) < size:
@@ -255,6 +260,8 @@ def _read_image(
 
 def _is_coloured(reader: LayoutReader, path: str) -> bool:
     """Whether the channels of a readable image differ."""
+    if is_dicom(path):
+        return False
     with Image.open(reader.locate(path)) as image:
         if image.mode not in ("RGB", "RGBA", "P", "CMYK", "YCbCr"):
             return False

@@ -1,9 +1,13 @@
-"""The small sets and the encoder that `cxr evaluate` is tried on."""
+"""The small sets and the encoder that `cxr evaluate` is tried on; runs of `cxr generate`."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from brightness_sets import make_encoder, write_real, write_synthetic
+
+from cxr_lightning.commands.generate import generate
 
 
 @pytest.fixture
@@ -22,3 +26,21 @@ def synthetic(tmp_path: Path) -> Path:
 def encoder(tmp_path: Path) -> Path:
     """The product of an untrained encoder."""
     return make_encoder(tmp_path / "encoder")
+
+
+@pytest.fixture
+def make_set(products: Path) -> Callable[..., Path]:
+    """Runs `generate` with 3 images of 2 conditions, 2 steps each."""
+
+    def apply(out: Path, **changes: Any) -> Path:
+        settings: dict[str, Any] = {
+            "model": products / "generator",
+            "condition": "healthy,pneumonia+edema",
+            "count": 3,
+            "steps": 2,
+            "device": "cpu",
+        }
+        generate(out=out, **{**settings, **changes})
+        return out
+
+    return apply

@@ -1,5 +1,6 @@
 """`cxr generate` on tiny generators: layout, determinism, resume, mistakes."""
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -13,8 +14,7 @@ import torch
 from PIL import Image
 
 from cxr_lightning.artifacts import product_sha256
-from cxr_lightning.commands import generate as module
-from cxr_lightning.commands.generate import generate
+from cxr_lightning.cli import main
 from cxr_lightning.data.sources.base import COLUMNS
 from cxr_lightning.data.transforms import to_image
 from cxr_lightning.data.vocabulary import parse_condition
@@ -22,25 +22,13 @@ from cxr_lightning.diffusion.generator import Generator
 from cxr_lightning.diffusion.samplers import Sampling
 from cxr_lightning.errors import UserError
 from cxr_lightning.evaluation.synthetic import read_synthetic
+from cxr_lightning.synthesis.folder import SyntheticFolder
 from cxr_lightning.types import FIELDS, Condition
 
 
 @pytest.fixture
-def run(products: Path) -> Callable[..., Path]:
-    """Runs the command with 3 images of 2 conditions, 2 steps each."""
-
-    def apply(out: Path, **changes: Any) -> Path:
-        settings: dict[str, Any] = {
-            "model": products / "generator",
-            "condition": "healthy,pneumonia+edema",
-            "count": 3,
-            "steps": 2,
-            "device": "cpu",
-        }
-        generate(out=out, **{**settings, **changes})
-        return out
-
-    return apply
+def run(make_set: Callable[..., Path]) -> Callable[..., Path]:
+    return make_set
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -129,7 +117,7 @@ def test_the_view_may_be_asked_for(run, tmp_path, products, view, value):
     column = FIELDS.index("PA")
     assert (asked.known[0, column], asked.value[0, column]) == (True, value)
     plain = run(tmp_path / "plain", count=1)
-    assert pd.read_csv(plain / "train.csv")["AP/PA"].isna().all()
+    assert set(pd.read_csv(plain / "train.csv")["AP/PA"]) == {"UNKNOWN"}
     for name, picture in pixels(plain).items():
         assert not np.array_equal(pixels(out)[name], picture)
 
@@ -162,14 +150,14 @@ def test_batch_size_changes_no_picture_beyond_a_rounding(run, tmp_path, products
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, images: int, error: type[BaseException]) -> None:
     """Makes writing fail at a picture, as a kill or a full disk would."""
-    write, written = module._write_png, []
+    write, written = SyntheticFolder.write, []
 
     def failing(*args: Any) -> None:
         if len(written) == images:
             raise error
         written.append(write(*args))
 
-    monkeypatch.setattr(module, "_write_png", failing)
+    monkeypatch.setattr(SyntheticFolder, "write", failing)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
@@ -196,16 +184,65 @@ def test_an_interrupted_run_goes_on_and_ends_like_an_uninterrupted_one(
     assert list(out.parent.iterdir()) == [out]
 
 
-def test_another_command_does_not_go_on_with_the_rest_of_an_interrupted_one(
-    run, tmp_path, monkeypatch
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        ({"seed": 1}, "seed 0 there, 1 here"),
+        ({"format": "jpeg"}, "image_format png there, jpeg here"),
+        ({"guidance_interval": [0.2, 0.8]}, r"guidance_interval \[0.0, 1.0\] there"),
+    ],
+)
+def test_images_of_an_unfinished_set_of_another_request_are_never_lost(
+    run, tmp_path, monkeypatch, change, difference
 ):
-    whole = files(run(tmp_path / "whole" / "set", seed=1))
+    whole = files(run(tmp_path / "whole" / "set"))
     out = tmp_path / "resumed" / "set"
     with monkeypatch.context() as patch:
         stop_after(patch, 2, KeyboardInterrupt)
         with pytest.raises(KeyboardInterrupt):
             run(out)
+    there = files(out.parent)
+    with pytest.raises(UserError, match=rf"^out: .*\.set\.partial holds 2 images.*{difference}"):
+        run(out, **change)
+    assert files(out.parent) == there
+    assert files(run(out)) == whole
+
+
+def test_an_unfinished_set_of_another_request_without_images_is_replaced(
+    run, tmp_path, monkeypatch
+):
+    whole = files(run(tmp_path / "whole" / "set", seed=1))
+    out = tmp_path / "resumed" / "set"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 0, KeyboardInterrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(out)
     assert files(run(out, seed=1)) == whole
+    assert list(out.parent.iterdir()) == [out]
+
+
+def test_a_run_killed_while_it_finishes_goes_on(run, tmp_path, monkeypatch):
+    whole = files(run(tmp_path / "whole" / "set"))
+    out = tmp_path / "resumed" / "set"
+    for place in ("_write_text", "remove_rest"):  # before the table, and behind the renaming
+        with monkeypatch.context() as patch:
+            patch.setattr(SyntheticFolder, place, lambda *_: (_ for _ in ()).throw(MemoryError))
+            with pytest.raises(MemoryError):
+                run(out)
+    assert files(run(out)) == whole
+    assert list(out.parent.iterdir()) == [out]
+
+
+def test_a_finished_set_of_the_same_request_is_told(run, tmp_path, products, capsys):
+    out = run(tmp_path / "set")
+    there = files(out)
+    moved = shutil.copytree(products / "generator", tmp_path / "copy")
+    run(out, model=moved)  # wherever the product lies
+    assert "holds these 6 synthetic radiographs already" in capsys.readouterr().out
+    assert files(out) == there
+    with pytest.raises(UserError, match=rf"^out: {out} exists already"):
+        run(out, seed=1)
+    assert files(out) == there
 
 
 def test_an_existing_folder_is_refused_and_left_alone(run, tmp_path):
@@ -242,6 +279,12 @@ def test_an_existing_folder_is_refused_and_left_alone(run, tmp_path):
         ({"start": 0.01, "steps": 4}, "steps: 4 .* begun at 0.01; use 1 to 1"),
         ({"device": "cuda:99"}, "device: 'cuda:99'"),
         ({"device": "gpu"}, "device: 'gpu'"),
+        ({"devices": 0}, "devices: 0 "),
+        ({"devices": 2, "device": "cuda:1"}, "devices: 2 cannot all be cuda:1"),
+        ({"reject": Path("/nowhere")}, "reject: no file or folder /nowhere"),
+        ({"reject_tries": 0}, "reject_tries: 0 "),
+        ({"reject_threshold": 1.0}, "reject_threshold: 1.0 "),
+        ({"count": -3}, "count: -3 "),
         ({"model": Path("/nowhere")}, "model: no product at /nowhere"),
     ],
 )
@@ -257,6 +300,40 @@ def test_a_full_disk_is_refused_before_anything_is_written(run, tmp_path, monkey
     with pytest.raises(UserError, match=r"^out: .* 0 are free"):
         run(tmp_path / "synthetic")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_full_in_the_middle_loses_nothing(
+    run, tmp_path, products, monkeypatch, capsys
+):
+    whole = files(run(tmp_path / "whole" / "set"))
+    out = tmp_path / "full" / "set"
+    write, written = Path.write_bytes, []
+
+    def half(file: Path, content: bytes) -> int:
+        written.append(file)
+        if len(written) > 3:
+            write(file, content[: len(content) // 2])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(file, content)
+
+    command = ["generate", f"--model={products}/generator", f"--out={out}", "--count=3"]
+    command += ["--condition=healthy,pneumonia+edema", "--steps=2", "--device=cpu"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", half)
+        with pytest.raises(SystemExit) as stop:
+            main(command)
+    assert stop.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.endswith("no space is left on its disk; make room and give the same command again.")
+    made = files(out.parent)
+    pictures = {name: content for name, content in made.items() if name.endswith(".png")}
+    assert len(pictures) == 3
+    for name, content in pictures.items():
+        assert content == whole[name.removeprefix(".set.partial/set/")]
+    assert not [name for name in made if "writing" in name]  # the half is gone
+    main(command)
+    assert files(out) == whole
+    assert list(out.parent.iterdir()) == [out]
 
 
 def test_a_changed_product_and_another_kind_are_refused(run, tmp_path, products):
@@ -282,7 +359,8 @@ def test_prompts_become_conditions_and_labels(run, tmp_path, capsys):
     assert (effusion["Pneumothorax"] == 0).all()
     assert (effusion[["Sex", "Age", "AP/PA"]] == ["Female", 70, "PA"]).all(axis=None)
     assert (doubtful["Edema"] == -1).all()
-    assert doubtful[["Age", "AP/PA", "Pneumonia"]].isna().all(axis=None)
+    assert doubtful[["Age", "Pneumonia"]].isna().all(axis=None)
+    assert set(doubtful["AP/PA"]) == {"UNKNOWN"}
     manifest = json.loads((out / "manifest.json").read_text())
     assert [i["prompt"] for i in manifest["images"]] == [texts[0]] * 2 + [texts[1]] * 2
     assert {i["condition"] for i in manifest["images"]} == {None}

@@ -1,8 +1,10 @@
 """Training a classifier: what it learns, from what, and always the same; the one that is kept."""
 
+import json
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -249,6 +251,45 @@ def test_the_trained_classifier_is_kept_until_something_changes(
     (inputs.work / "classifier" / "model.safetensors").write_bytes(b"cut")
     choose_judge(longer)
     assert len(calls) == 4
+
+
+def test_the_trained_classifier_holds_its_operating_points_on_held_out_images(
+    tmp_path: Path,
+) -> None:
+    inputs = make_inputs(tmp_path, synthetic_set(2), train=60, valid=40, classifier_steps=20)
+    found = choose_judge(inputs)
+    opened = open_classifier(inputs.work / "classifier")
+    assert opened.points == found.points
+    assert opened.size == SIZE
+    assert found.points is not None
+    assert {"Pneumonia", "Pleural Effusion"} <= set(found.points) <= set(found.fields)
+    held_out = inputs.split_rows("held_out")
+    said = predict(found.network, inputs.real.images, held_out, 16, CPU)
+    for field, point in found.points.items():
+        column = FIELDS.index(field)
+        known = table_condition(inputs.real.table.iloc[held_out], POLICY)
+        rows = known.known[:, column].numpy()
+        truth, answers = known.value[:, column].numpy()[rows] == 1.0, said[rows, column]
+        assert (point.positives, point.negatives) == (truth.sum(), (~truth).sum())
+        assert point.auroc == pytest.approx(roc_auc_score(truth, answers))
+
+        def informedness(threshold: float, truth: Any = truth, answers: Any = answers) -> float:
+            shown = answers >= threshold
+            return float(shown[truth].mean() - shown[~truth].mean())
+
+        best = max(informedness(float(answer)) for answer in answers)
+        assert informedness(point.threshold) == pytest.approx(best)
+
+
+def test_a_product_without_operating_points_is_trained_again(tmp_path: Path) -> None:
+    inputs = make_inputs(tmp_path, synthetic_set(2), train=20, valid=10, classifier_steps=2)
+    choose_judge(inputs)
+    file = inputs.work / "classifier" / "manifest.json"
+    manifest = json.loads(file.read_text())
+    del manifest["operating_points"]
+    file.write_text(json.dumps(manifest))
+    assert open_classifier(inputs.work / "classifier").points is None
+    assert choose_judge(inputs).points is not None
 
 
 def test_a_product_of_an_earlier_evaluation_is_opened(tmp_path: Path) -> None:

@@ -11,7 +11,12 @@ import pandas as pd
 
 from cxr_lightning.data.resize import UnreadableImageError
 from cxr_lightning.data.sources.base import Source, arrange
-from cxr_lightning.data.sources.dicom_files import DicomReader, Header, require_pydicom
+from cxr_lightning.data.sources.dicom_files import (
+    DicomReader,
+    Header,
+    is_dicom,
+    require_pydicom,
+)
 from cxr_lightning.data.sources.folder import DEFAULTS, FolderSource, read_list
 from cxr_lightning.data.sources.tables import PROBLEM, flag
 from cxr_lightning.errors import UserError
@@ -20,8 +25,6 @@ from cxr_lightning.types import NOT_ANNOTATED, OBSERVATIONS
 
 HEADER_COLUMNS = ("patient", "study", "Sex", "Age", "Frontal/Lateral", "AP/PA")
 """The columns that a header can fill, in the order of `Header`."""
-
-SUFFIXES = {".dcm", ".dicom", ".dcim"}
 
 NO_SUFFIX = re.compile(r"[^.]+|[0-9.]+")
 """Names without a suffix, among them the UIDs that scanners name files by."""
@@ -146,7 +149,7 @@ def _dicoms_below(root: Path) -> Iterator[Path]:
 
 def _is_meant_as_dicom(file: Path) -> bool:
     """By the suffix, or where there is none by the first bytes; what cannot be opened is taken."""
-    if file.suffix.lower() in SUFFIXES:
+    if is_dicom(file):
         return True
     if not NO_SUFFIX.fullmatch(file.name) or not file.is_file():
         return False

@@ -27,11 +27,13 @@ from jaxtyping import Float, Shaped, UInt8
 from PIL import Image
 
 from cxr_lightning.data.resize import FILTER, Reading, Resize, UnreadableImageError
-from cxr_lightning.data.sources.files import find_file
+from cxr_lightning.data.sources.files import find_file, layout_path
 from cxr_lightning.errors import UserError
 
 SUFFIXES = ("", ".dcm", ".dicom")
 """What a path in a list may lack."""
+
+DICOM_SUFFIXES = {".dcm", ".dicom", ".dcim"}
 
 FRONTAL_POSITIONS = ("AP", "PA")
 LATERAL_POSITIONS = ("LL", "RL", "LAT", "LLAT", "RLAT")
@@ -92,6 +94,8 @@ class Header(NamedTuple):
 class DicomReader:
     """Reads DICOM files whose paths start from one folder, with or without their suffix.
 
+    A path in CheXpert's layout may begin with the name of that folder, or any other.
+
     Attributes:
         root: That folder.
     """
@@ -108,17 +112,23 @@ class DicomReader:
 
     def locate(self, path: str) -> Path:
         """The file that `path` means; see `find_file`."""
-        return find_file(self.root / f"{path}{suffix}" for suffix in SUFFIXES)
+        tails = dict.fromkeys((path, layout_path(path)))
+        return find_file(self.root / f"{tail}{suffix}" for tail in tails for suffix in SUFFIXES)
 
 
-def require_pydicom() -> None:
-    """Raises a UserError if pydicom is not installed, or too old."""
+def is_dicom(path: str | Path) -> bool:
+    """Whether the name is that of a DICOM file."""
+    return Path(path).suffix.lower() in DICOM_SUFFIXES
+
+
+def require_pydicom(argument: str = "source") -> None:
+    """Raises a UserError about an argument if pydicom is not installed, or too old."""
     try:
         import_module("pydicom.pixels")
     except ImportError as error:
         raise UserError(
-            "source: DICOM files need the package pydicom, 3 or later, which is not there; run "
-            "pip install 'cxr_lightning[dicom]'."
+            f"{argument}: DICOM files need the package pydicom, 3 or later, which is not there; "
+            "run pip install 'cxr_lightning[dicom]'."
         ) from error
 
 

@@ -52,10 +52,15 @@ class LayoutReader:
         Raises:
             UnreadableImageError: If there is none.
         """
-        match = re.match(RELATIVE, path)
-        relative = match.group(1) if match else path
+        relative = layout_path(path)
         tails = (relative, path, relative.removeprefix("train/"))
         return find_file(folder / tail for folder in self.folders for tail in tails)
+
+
+def layout_path(path: str) -> str:
+    """A path in CheXpert's layout from the split on; any other path as it is."""
+    match = re.match(RELATIVE, path)
+    return match.group(1) if match else path
 
 
 def find_file(candidates: Iterable[Path]) -> Path:

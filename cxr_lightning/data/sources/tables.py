@@ -42,7 +42,10 @@ PEOPLE: dict[str, dict[str, str]] = {
         **dict.fromkeys(("lateral", "lat", "l"), "Lateral"),
         **dict.fromkeys(("nan", ""), ""),
     },
-    "AP/PA": {view.lower(): view for view in ("AP", "PA", "LL", "RL")} | {"nan": "", "": ""},
+    "AP/PA": {
+        **{view.lower(): view for view in ("AP", "PA", "LL", "RL")},
+        **dict.fromkeys(("unknown", "nan", ""), ""),
+    },
 }
 """What a cell of sex or view may say, in lower case, and what it means."""
 

@@ -1,0 +1,31 @@
+"""What the file of a synthetic image says of it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from cxr_lightning import __version__
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What the file of a synthetic image says of it.
+
+    Attributes:
+        product: SHA-256 of the generator product.
+        seed: Of the set.
+        index: Number of the image in the set, from 0.
+        row: What was asked for in CheXpert's columns but `Path`; see `ImageRequests.rows`.
+    """
+
+    product: str
+    seed: int
+    index: int
+    row: dict[str, Any]
+
+    def texts(self) -> dict[str, str]:
+        """Name and value of what any format can hold as text."""
+        return {
+            "Synthetic": "yes",
+            "Software": f"cxr_lightning {__version__}",
+            "Product-SHA256": self.product,
+        }
