@@ -3,7 +3,6 @@
 import json
 import shutil
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,21 +15,19 @@ from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from cxr_lightning import __version__
-from cxr_lightning.artifacts import check_product, product_sha256
 from cxr_lightning.data.prepared import open_prepared
-from cxr_lightning.data.prompt import parse_prompt
+from cxr_lightning.data.prompt import UNFOLLOWED, parse_prompt
 from cxr_lightning.data.requests import ImageRequests
 from cxr_lightning.data.transforms import to_image
 from cxr_lightning.data.vocabulary import View, parse_condition
+from cxr_lightning.diffusion.batches import padded_batches
 from cxr_lightning.diffusion.generator import Generator
 from cxr_lightning.diffusion.samplers import SamplerName, Sampling, Spacing
+from cxr_lightning.diffusion.synthetic_images import synthetic_note
 from cxr_lightning.errors import UserError
-from cxr_lightning.types import OBSERVATIONS, Condition
+from cxr_lightning.hub import ProductSource, find_product
 
 FORMAT = 1
-FEW = 10
-"""Training images of an observation below which there is a warning."""
-
 DEFAULT = "healthy,pneumonia,pleural_effusion"
 
 
@@ -61,7 +58,7 @@ class Request:
 
 
 def generate(
-    model: Path,
+    model: str | Path,
     out: Path,
     condition: str | None = None,
     prompt: list[str] | None = None,
@@ -79,6 +76,7 @@ def generate(
     start: float = 1.0,
     batch_size: int = 64,
     device: str = "auto",
+    revision: str | None = None,
 ) -> None:
     """Makes a synthetic data set in CheXpert layout from a generator product.
 
@@ -89,7 +87,7 @@ def generate(
     there.
 
     Args:
-        model: Product of stage 2 or 4.
+        model: Product of stage 2 or 4: its folder, or its name on the Hugging Face Hub (org/name).
         out: Folder to write; must not exist.
         condition: Health conditions, separated by commas; several findings in one image are joined
             by a plus sign, as in pneumonia+pleural_effusion. Default, without prompt and like:
@@ -113,6 +111,7 @@ def generate(
         start: Share of the diffusion to begin at; below 1 from the VAE's image, noised to there.
         batch_size: Images made at once.
         device: cpu, cuda, cuda:1, ..., or auto.
+        revision: Branch, tag or commit of a model on the Hub.
     """
     _check_exclusive({"condition": condition, "prompt": prompt, "like": like}, view, balance)
     for argument, value in (("count", count), ("batch_size", batch_size)):
@@ -125,17 +124,17 @@ def generate(
     requests = _requests(condition, prompt, like, balance, view, count, seed)
     low, high = _interval(guidance_interval)
     sampling = Sampling(sampler, steps, guidance, (low, high), eta, spacing, start)
-    manifest = check_product(model, "generator", "model")
-    generator = Generator.from_pretrained(model, "model")
+    source = find_product(model, "model", revision)
+    generator = Generator.from_pretrained(source.folder, "model")
     generator.check(sampling)
-    _check_guidance(guidance, manifest)
-    _warn_of_unseen(requests.condition, manifest)
+    for caution in generator.rarely_seen(requests.condition):
+        print(f"warning: {caution}", file=sys.stderr)
     target = torch.device(_device(device))
     request = Request(
         format=FORMAT,
         kind="synthetic",
         version=__version__,
-        product={"path": str(model), "sha256": product_sha256(model)},
+        product=_identify(model, source, generator),
         conditions=list(dict.fromkeys(name for name in requests.names if name is not None)),
         prompts=list(dict.fromkeys(text for text in requests.prompts if text is not None)),
         like=None if like is None else open_prepared(like).sha256,
@@ -168,26 +167,10 @@ def _check_exclusive(sources: dict[str, Any], view: View | None, balance: bool) 
         )
 
 
-def _check_guidance(guidance: float, manifest: dict[str, Any]) -> None:
-    settings = manifest.get("config", {}).get("model", {}).get("init_args", {})
-    if guidance != 1.0 and settings.get("drop_condition") == 0.0:
-        raise UserError(
-            f"guidance: {guidance} needs a model that was trained without its condition at times, "
-            "but model.drop_condition of this one was 0; use 1, or train it with 0.1."
-        )
-
-
-def _warn_of_unseen(condition: Condition, manifest: dict[str, Any]) -> None:
-    """Says which requested observations were rare in training, where the product knows."""
-    counts: dict[str, int] = manifest.get("training_images", {})
-    asked = (condition.observations == 1.0).any(dim=0).tolist()
-    for observation, is_asked in zip(OBSERVATIONS, asked, strict=True):
-        if is_asked and counts.get(observation, FEW) < FEW:
-            print(
-                f"warning: only {counts[observation]} training images of this model show "
-                f"{observation}: what it draws for it means little",
-                file=sys.stderr,
-            )
+def _identify(model: str | Path, source: ProductSource, generator: Generator) -> dict[str, str]:
+    """The product as it was named, its hash, and its commit on the Hub."""
+    product = {"path": str(model), "sha256": str(generator.manifest["sha256"])}
+    return product if source.commit is None else product | {"commit": source.commit}
 
 
 def _requests(
@@ -203,8 +186,8 @@ def _requests(
         prompts = [parse_prompt(text) for text in prompt]
         for understood in prompts:
             print(understood.describe())
-            if any(finding.side or finding.severity for finding in understood.findings):
-                print("side and severity are not followed: a condition does not hold them")
+            if understood.has_details:
+                print(UNFOLLOWED)
         return ImageRequests.of_prompts(prompts, count)
     if like is not None:
         try:
@@ -266,25 +249,16 @@ def _make_images(
 ) -> None:
     wanted = range(len(requests))
     missing = [i for i in wanted if not (folder / _path(i)).is_file()]
-    note = PngInfo()
-    note.add_text("Synthetic", "yes")
-    note.add_text("Software", f"cxr_lightning {__version__}")
-    note.add_text("Product-SHA256", request.product["sha256"])
+    note = synthetic_note(request.product["sha256"])
     width = min(request.batch_size, len(wanted))
     with tqdm(total=len(wanted), initial=len(wanted) - len(missing), unit="image") as bar:
-        for batch in _batches(missing, width):
-            padded = batch + batch[-1:] * (width - len(batch))  # one shape, so one rounding
+        for batch, padded in padded_batches(missing, width):
             index = torch.tensor(padded)
             asked = requests.condition.rows(index).to(generator.device)
-            images = generator.generate(asked, index, sampling, seed=request.seed)
+            images = generator.sample(asked, index, sampling, seed=request.seed)
             for i, pixels in zip(batch, to_image(images).cpu().numpy()[:, 0], strict=False):
                 _write_png(folder / _path(i), pixels, note)
             bar.update(len(batch))
-
-
-def _batches(items: list[int], size: int) -> Iterator[list[int]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
 
 
 def _path(i: int) -> str:
