@@ -7,8 +7,8 @@ import cxr_lightning
 
 ROOT = Path(cxr_lightning.__file__).parent
 LAYERS = [
-    {"errors", "files", "types"},
-    {"hub"},
+    {"errors", "files", "types", "markdown"},
+    {"model_card", "hub"},
     {"artifacts"},
     {"data", "networks"},
     {"diffusion", "losses"},
