@@ -2,7 +2,8 @@
 
 A network's product is a folder with `config.json` (the arguments it is built from),
 `model.safetensors` and `manifest.json`. A generator is a folder of three of them, `autoencoder/`,
-`prior/` and `denoiser/`, with a manifest of its own. No pickle: a stranger's product runs no code.
+`prior/` and `denoiser/`, with a manifest of its own. `README.md` is its card: people may edit it,
+and it does not count. No pickle: a stranger's product runs no code.
 """
 
 import contextlib
@@ -19,6 +20,8 @@ from torch import nn
 from cxr_lightning import __version__
 from cxr_lightning.errors import UserError
 from cxr_lightning.files import atomic_folder, sha256_file
+from cxr_lightning.model_card import NAME as CARD
+from cxr_lightning.model_card import model_card
 
 FORMAT = 3
 GENERATOR_PARTS = ("autoencoder", "prior", "denoiser")
@@ -50,36 +53,37 @@ def save_product(
             hashes = {}
             for name, network in networks.items():
                 (partial / name).mkdir()
-                hashes[name] = _save_network(partial / name, name, network, facts)
-            _write_manifest(partial, kind, _combine(hashes), {**facts, "parts": hashes})
+                hashes[name] = _save_network(partial / name, name, network, facts)["sha256"]
+            parts = {"parts": hashes, "parameters": _count_parameters(networks)}
+            manifest = _write_manifest(partial, kind, _combine(hashes), {**facts, **parts})
         else:
-            _save_network(partial, kind, networks[kind], facts)
+            manifest = _save_network(partial, kind, networks[kind], facts)
+        (partial / CARD).write_text(read_card(partial, manifest), encoding="utf-8")
 
 
-def check_product(folder: Path, kind: str, argument: str) -> dict[str, Any]:
+def check_product(folder: Path, kind: str | None, argument: str) -> dict[str, Any]:
     """Reads a product's manifest after checking that all its files are there and unchanged.
 
     Args:
         folder: The product.
-        kind: What it must be.
+        kind: What it must be; None for any kind.
         argument: The argument that named the folder, for the message.
 
     Raises:
         UserError: If the folder or files of it are missing, it is another kind of product or of
             another format, or its bytes changed since it was made.
     """
-    made_by = MADE_BY.get(kind, MADE_BY["generator"])
+    made_by = MADE_BY.get(kind or "generator", MADE_BY["generator"])
     if not folder.is_dir():
         raise UserError(f"{argument}: no product at {folder}; make it with '{made_by}'.")
     manifest = _read_manifest(folder, argument, made_by)
-    if manifest["kind"] != kind:
+    if kind is not None and manifest["kind"] != kind:
         raise UserError(
             f"{argument}: {folder} is a product of kind {manifest['kind']!r}, but {kind!r} is "
             f"needed; make one with '{made_by}'."
         )
-    parts = [folder / part for part in manifest.get("parts", [])] or [folder]
-    files = [part / name for part in parts for name in NETWORK_FILES]
-    missing = sorted(str(file.relative_to(folder)) for file in files if not file.is_file())
+    files = product_files(manifest)
+    missing = sorted(file for file in files if not (folder / file).is_file())
     if missing:
         raise UserError(
             f"{argument}: the product at {folder} lacks {', '.join(missing)}; make it again with "
@@ -91,6 +95,31 @@ def check_product(folder: Path, kind: str, argument: str) -> dict[str, Any]:
             f"copy it again or make it with '{made_by}'."
         )
     return manifest
+
+
+def product_files(manifest: Mapping[str, Any]) -> list[str]:
+    """Paths within a product of the files that it consists of, its card aside."""
+    parts = manifest.get("parts")
+    if not parts:
+        return list(NETWORK_FILES)
+    return ["manifest.json", *(f"{part}/{name}" for part in parts for name in NETWORK_FILES)]
+
+
+def read_card(folder: Path, manifest: Mapping[str, Any]) -> str:
+    """The card of a product; a new one where it has none, as products of earlier versions.
+
+    Raises:
+        UserError: If it is no text.
+    """
+    file = folder / CARD
+    if file.is_file():
+        try:
+            return file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"model: {file} is not UTF-8 ({error}); save it as UTF-8.") from error
+    parts = {part: folder / part for part in manifest.get("parts", {})}
+    parts = parts or {manifest["kind"]: folder}
+    return model_card(manifest, {part: read_config(place) for part, place in parts.items()})
 
 
 def product_sha256(folder: Path) -> str:
@@ -114,18 +143,29 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _save_network(folder: Path, kind: str, network: nn.Module, facts: Mapping[str, Any]) -> str:
+def _save_network(
+    folder: Path, kind: str, network: nn.Module, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Writes one network; returns its manifest."""
     assert isinstance(network, PyTorchModelHubMixin)
     network.save_pretrained(folder)
-    (folder / "README.md").unlink(missing_ok=True)  # the mixin's generic model card
-    sha256 = product_sha256(folder)
-    _write_manifest(folder, kind, sha256, facts)
-    return sha256
+    (folder / CARD).unlink(missing_ok=True)  # the mixin's generic one
+    facts = {**facts, "parameters": _count_parameters({kind: network})}
+    return _write_manifest(folder, kind, product_sha256(folder), facts)
 
 
-def _write_manifest(folder: Path, kind: str, sha256: str, facts: Mapping[str, Any]) -> None:
+def _count_parameters(networks: Mapping[str, nn.Module]) -> dict[str, int]:
+    return {name: sum(p.numel() for p in part.parameters()) for name, part in networks.items()}
+
+
+def _write_manifest(
+    folder: Path, kind: str, sha256: str, facts: Mapping[str, Any]
+) -> dict[str, Any]:
     manifest = {"format": FORMAT, "kind": kind, "version": __version__, "sha256": sha256, **facts}
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+    text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
+    (folder / "manifest.json").write_text(text)
+    written: dict[str, Any] = json.loads(text)
+    return written
 
 
 def _read_manifest(folder: Path, argument: str, made_by: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ COMMANDS = {
     "generate": "make a synthetic data set from a generator product",
     "evaluate": "measure a synthetic data set against a real one",
     "report": "turn evaluations into one HTML page, Markdown and JSON",
+    "push": "put a product with its card on the Hugging Face Hub",
     "benchmark": "images a second of a stage's training step (arguments of fit), or of --data",
 }
 

@@ -14,6 +14,7 @@ from cxr_lightning.artifacts import (
     check_product,
     load_network,
     product_sha256,
+    read_card,
     read_config,
     save_product,
 )
@@ -68,7 +69,7 @@ def test_loading_prints_nothing(products, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_product_holds_no_pickle_and_no_model_card(products):
+def test_a_product_holds_its_card_and_no_pickle(products):
     files = sorted(
         str(f.relative_to(products / "generator"))
         for f in (products / "generator").rglob("*")
@@ -76,7 +77,43 @@ def test_a_product_holds_no_pickle_and_no_model_card(products):
     )
     parts = ("autoencoder", "denoiser", "prior")
     names = ("config.json", "manifest.json", "model.safetensors")
-    assert files == sorted(["manifest.json", *(f"{p}/{n}" for p in parts for n in names)])
+    expected = ["README.md", "manifest.json", *(f"{p}/{n}" for p in parts for n in names)]
+    assert files == sorted(expected)
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "generator"])
+def test_the_card_does_not_count_in_the_hash(copy, name):
+    folder = copy(name)
+    before = product_sha256(folder)
+    (folder / "README.md").write_text("my own words")
+    manifest = check_product(folder, name, "model")
+    assert manifest["sha256"] == product_sha256(folder) == before
+    assert read_card(folder, manifest) == "my own words"
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "encoder", "generator", "uncond"])
+def test_a_product_without_a_card_is_whole_and_gets_the_same_one(copy, name):
+    folder = copy(name)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    (folder / "README.md").unlink()
+    manifest = check_product(folder, None, "model")
+    assert read_card(folder, manifest) == card
+
+
+def test_a_card_that_is_no_text_is_named(copy):
+    folder = copy("encoder")
+    (folder / "README.md").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match=r"^model: .*README\.md is not UTF-8"):
+        read_card(folder, check_product(folder, "encoder", "model"))
+
+
+def test_parameters_are_counted(products):
+    manifest = check_product(products / "generator", "generator", "model")
+    generator = Generator.from_pretrained(products / "generator")
+    for part, count in manifest["parameters"].items():
+        network = getattr(generator, part)
+        assert count == sum(weights.numel() for weights in network.parameters())
+    assert set(manifest["parameters"]) == {"autoencoder", "prior", "denoiser"}
 
 
 @pytest.mark.parametrize("part", ["autoencoder", "prior", "denoiser"])

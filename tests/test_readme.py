@@ -17,12 +17,26 @@ LINES = [
     for line in block.replace("\\\n", " ").splitlines()
 ]
 CXR = [line for line in LINES if line.startswith("cxr ")]
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 MAKE = [line for line in LINES if line.startswith("make ")]
 
 
 def test_readme_has_commands() -> None:
     assert len(CXR) > 5
     assert len(MAKE) > 2
+    assert PYTHON
+
+
+@pytest.mark.parametrize("block", PYTHON)
+@pytest.mark.filterwarnings("ignore:side and severity are not followed")
+def test_python_runs(
+    block: str, products: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs" / "finetune").mkdir(parents=True)
+    (tmp_path / "runs" / "finetune" / "product").symlink_to(products / "generator")
+    monkeypatch.chdir(tmp_path)
+    exec(block, {})
+    assert list(tmp_path.glob("pictures/*.png"))
 
 
 @pytest.mark.parametrize("line", [line for line in CXR if line.split()[1] in STAGE_COMMANDS])

@@ -4,13 +4,12 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
-import pandas as pd
 from lightning import Callback, LightningModule, Trainer
 
 from cxr_lightning.artifacts import save_product
+from cxr_lightning.data.description import count_shown, describe_training
 from cxr_lightning.errors import UserError
 from cxr_lightning.stages.base import Stage
-from cxr_lightning.types import OBSERVATIONS
 
 
 class Export(Callback):
@@ -83,19 +82,17 @@ class Export(Callback):
         if not trainer.is_global_zero:
             return
         product = pl_module.product()
+        prepared = pl_module.datamodule.prepared
+        images, patients = count_shown(prepared.table[prepared.table["split"] == "train"])
         facts = {
             "parents": dict(product.parents),
-            "data": pl_module.datamodule.prepared.sha256,
-            "training_images": _count_observations(pl_module.datamodule.prepared.table),
+            "data": prepared.sha256,
+            "dataset": describe_training(prepared),
+            "training_images": images,
+            "training_patients": patients,
             "step": trainer.global_step,
             "metrics": {k: float(v) for k, v in sorted(trainer.callback_metrics.items())},
             "config": self.config,
         }
         folder = self.folder or Path(trainer.default_root_dir) / "product"
         save_product(folder, product.kind, product.networks, facts)
-
-
-def _count_observations(table: pd.DataFrame) -> dict[str, int]:
-    """Training images that show each observation."""
-    train = table[table["split"] == "train"]
-    return {observation: int((train[observation] == 1.0).sum()) for observation in OBSERVATIONS}

@@ -95,7 +95,7 @@ class GenerationMetrics(Callback):
         fid = self.fid.to(stage.device)
         for rows in self._share(trainer, stage, "train"):
             batch = stage.datamodule.batch_of(rows, stage.device)
-            made = generator.generate(batch.condition, batch.index, self.sampling)
+            made = generator.sample(batch.condition, batch.index, self.sampling)
             fid.update(to_image(batch.image), real=True)
             fid.update(to_image(made), real=False)
         stage.log(f"{stage.name}/{stage.split}/fid_{self.extractor.name}", fid.compute())

@@ -83,7 +83,7 @@ class SampleGrid(Callback):
             request = condition.request(self.count).to(generator.device)
             first = row * self.count if generator.denoiser is None else 0
             index = torch.arange(first, first + self.count)
-            rows.append(generator.generate(request, index, self.sampling))
+            rows.append(generator.sample(request, index, self.sampling))
         return torch.cat(rows)
 
     def _reconstructed(self, generator: Generator, batch: Batch) -> Float[Tensor, "n 1 h w"]:

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 
 from cxr_lightning import __version__
-from cxr_lightning.artifacts import check_product, product_sha256
 from cxr_lightning.data.prepared import open_prepared
-from cxr_lightning.data.prompt import parse_prompt
+from cxr_lightning.data.prompt import UNFOLLOWED, parse_prompt
 from cxr_lightning.data.requests import ImageRequests
 from cxr_lightning.data.sources.dicom_files import require_pydicom
 from cxr_lightning.data.vocabulary import View, parse_condition
@@ -19,6 +18,7 @@ from cxr_lightning.data.writers import ImageFormat
 from cxr_lightning.diffusion.generator import Generator
 from cxr_lightning.diffusion.samplers import SamplerName, Sampling, Spacing
 from cxr_lightning.errors import UserError
+from cxr_lightning.hub import ProductSource, find_product
 from cxr_lightning.progress import progress_bar
 from cxr_lightning.synthesis.devices import Devices, Rank, choose_devices, find_rank
 from cxr_lightning.synthesis.folder import SyntheticFolder
@@ -33,16 +33,12 @@ from cxr_lightning.synthesis.rejection import (
     plan_rejection,
 )
 from cxr_lightning.synthesis.request import FORMAT, Request
-from cxr_lightning.types import OBSERVATIONS, Condition
-
-FEW = 10
-"""Training images of an observation below which there is a warning."""
 
 DEFAULT = "healthy,pneumonia,pleural_effusion"
 
 
 def generate(
-    model: Path,
+    model: str | Path,
     out: Path,
     condition: str | None = None,
     prompt: list[str] | None = None,
@@ -65,6 +61,7 @@ def generate(
     batch_size: int = 64,
     device: str = "auto",
     devices: Devices = 1,
+    revision: str | None = None,
 ) -> None:
     """Makes a synthetic data set in CheXpert layout from a generator product.
 
@@ -75,7 +72,7 @@ def generate(
     --devices, and ends with the same bytes; OUT appears when all images are there.
 
     Args:
-        model: Product of stage 2 or 4.
+        model: Product of stage 2 or 4: its folder, or its name on the Hugging Face Hub (org/name).
         out: Folder to write; must not exist.
         condition: Health conditions, separated by commas; several findings in one image are joined
             by a plus sign, as in pneumonia+pleural_effusion. Default, without prompt and like:
@@ -110,6 +107,7 @@ def generate(
         device: cpu, cuda, cuda:1, ..., or auto.
         devices: Number of processes, one a GPU, or on the CPU that share its threads; auto for all
             GPUs.
+        revision: Branch, tag or commit of a model on the Hub.
     """
     _check_exclusive({"condition": condition, "prompt": prompt, "like": like}, view, balance)
     _check_numbers(count, batch_size, seed, reject_tries, reject_threshold)
@@ -120,18 +118,19 @@ def generate(
     requests = _requests(condition, prompt, like, balance, view, count, seed)
     low, high = _interval(guidance_interval)
     sampling = Sampling(sampler, steps, guidance, (low, high), eta, spacing, start)
-    manifest = check_product(model, "generator", "model")
-    size = _check_generator(model, sampling)
-    _check_guidance(guidance, manifest)
+    source = find_product(model, "model", revision)
+    generator = Generator.from_pretrained(source.folder, "model")
+    generator.check(sampling)
     rejection = None
     if reject is not None:
         asked = requests.condition
+        size = generator.image_size
         rejection = plan_rejection(reject, reject_threshold, reject_tries, asked, size)
     request = Request(
         format=FORMAT,
         kind="synthetic",
         version=__version__,
-        product={"path": str(model), "sha256": product_sha256(model)},
+        product=_identify(model, source, generator),
         conditions=list(dict.fromkeys(name for name in requests.names if name is not None)),
         prompts=list(dict.fromkeys(text for text in requests.prompts if text is not None)),
         like=None if like is None else open_prepared(like).sha256,
@@ -141,7 +140,7 @@ def generate(
         seed=seed,
         **asdict(sampling),
         batch_size=batch_size,
-        size=size,
+        size=generator.image_size,
         image_format=format,
         reject=rejection.request if rejection else None,
     )
@@ -152,10 +151,11 @@ def generate(
         return
     if out.exists():
         raise UserError(f"out: {out} exists already; give another folder or remove it.")
-    _warn_of_unseen(requests.condition, manifest)
+    for caution in generator.rarely_seen(requests.condition):
+        print(f"warning: {caution}", file=sys.stderr)
     _say_unjudged(rejection)
     folder.open(len(requests))
-    _run(Plan(model, folder, requests, sampling, rejection), rank, places)
+    _run(Plan(source.folder, folder, requests, sampling, rejection), rank, places)
 
 
 def _run(plan: Plan, rank: Rank, places: list[str]) -> None:
@@ -226,13 +226,6 @@ def _check_numbers(
         )
 
 
-def _check_generator(model: Path, sampling: Sampling) -> int:
-    """Size of the images, if the model can be sampled this way."""
-    generator = Generator.from_pretrained(model, "model")
-    generator.check(sampling)
-    return generator.image_size
-
-
 def _say_unjudged(rejection: Rejection | None) -> None:
     """Names what the classifier does not judge of what is asked for."""
     for reason, observations in list_reasons(rejection.unjudged if rejection else {}):
@@ -253,26 +246,10 @@ def _check_exclusive(sources: dict[str, Any], view: View | None, balance: bool) 
         )
 
 
-def _check_guidance(guidance: float, manifest: dict[str, Any]) -> None:
-    settings = manifest.get("config", {}).get("model", {}).get("init_args", {})
-    if guidance != 1.0 and settings.get("drop_condition") == 0.0:
-        raise UserError(
-            f"guidance: {guidance} needs a model that was trained without its condition at times, "
-            "but model.drop_condition of this one was 0; use 1, or train it with 0.1."
-        )
-
-
-def _warn_of_unseen(condition: Condition, manifest: dict[str, Any]) -> None:
-    """Says which requested observations were rare in training, where the product knows."""
-    counts: dict[str, int] = manifest.get("training_images", {})
-    asked = (condition.observations == 1.0).any(dim=0).tolist()
-    for observation, is_asked in zip(OBSERVATIONS, asked, strict=True):
-        if is_asked and counts.get(observation, FEW) < FEW:
-            print(
-                f"warning: only {counts[observation]} training images of this model show "
-                f"{observation}: what it draws for it means little",
-                file=sys.stderr,
-            )
+def _identify(model: str | Path, source: ProductSource, generator: Generator) -> dict[str, str]:
+    """The product as it was named, its hash, and its commit on the Hub."""
+    product = {"path": str(model), "sha256": str(generator.manifest["sha256"])}
+    return product if source.commit is None else product | {"commit": source.commit}
 
 
 def _requests(
@@ -288,8 +265,8 @@ def _requests(
         prompts = [parse_prompt(text) for text in prompt]
         for understood in prompts:
             print(understood.describe())
-            if any(finding.side or finding.severity for finding in understood.findings):
-                print("side and severity are not followed: a condition does not hold them")
+            if understood.has_details:
+                print(UNFOLLOWED)
         return ImageRequests.of_prompts(prompts, count)
     if like is not None:
         try:

@@ -8,7 +8,7 @@ import pandas as pd
 from jaxtyping import Bool, Int, UInt8
 
 from cxr_lightning.data.policies import LabelPolicy, Preset, UncertainPolicy
-from cxr_lightning.data.prepared import hash_image
+from cxr_lightning.data.prepared import PreparedDataset, hash_image
 from cxr_lightning.data.vocabulary import CONDITIONS, HealthCondition, parse_condition
 from cxr_lightning.types import NOT_ANNOTATED, OBSERVATIONS
 
@@ -101,6 +101,41 @@ def summarise_ages(table: pd.DataFrame) -> dict[str, float | int]:
         quantiles = np.quantile(known, [0.0, 0.25, 0.5, 0.75, 1.0])
         summary |= dict(zip(names, quantiles.tolist(), strict=True))
     return summary
+
+
+def count_shown(table: pd.DataFrame) -> tuple[dict[str, int], dict[str, int]]:
+    """Images that show each observation, and their patients."""
+    rows = {observation: table[observation] == 1.0 for observation in OBSERVATIONS}
+    images = {observation: int(shown.sum()) for observation, shown in rows.items()}
+    patients = {o: int(table["patient"][shown].nunique()) for o, shown in rows.items()}
+    return images, patients
+
+
+def describe_training(prepared: PreparedDataset) -> dict[str, Any]:
+    """What a model that is trained on a prepared data set has seen, without its paths.
+
+    The ages are quartiles alone: the oldest patient of a set can be known by the age.
+    """
+    table = prepared.table[prepared.table["split"] == "train"]
+    ages = summarise_ages(table)
+    quartiles = ("lower quartile", "median", "upper quartile")
+    return {
+        "source": prepared.header["source"],
+        "origins": prepared.header["origins"],
+        "size": prepared.size,
+        "resize": prepared.header["resize"],
+        "images": len(table),
+        "patients": int(table["patient"].nunique()),
+        "views": _counts(table["AP/PA"]),
+        "projections": _counts(table["Frontal/Lateral"]),
+        "sexes": _counts(table["Sex"]),
+        "ages": {name: float(ages[name]) for name in quartiles if name in ages},
+    }
+
+
+def _counts(column: pd.Series) -> dict[str, int]:
+    counts = column.replace("", "unknown").value_counts()
+    return {str(value): int(count) for value, count in counts.items()}
 
 
 def find_duplicates(images: UInt8[np.ndarray, "n h w"]) -> list[list[int]]:

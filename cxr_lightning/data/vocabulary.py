@@ -95,13 +95,18 @@ def find_observation(name: str) -> str | None:
     return {**{_key(o): o for o in OBSERVATIONS}, **SYNONYMS}.get(key)
 
 
+def condition_keys(text: str) -> list[str]:
+    """The parts of `Pneumonia + pleural_effusion` as `CONDITIONS` would have them."""
+    return [part.strip().lower().replace(" ", "_") for part in text.split("+")]
+
+
 def parse_condition(text: str) -> HealthCondition:
     """Reads `pneumonia`, `healthy`, `pneumonia+pleural_effusion`, ...
 
     Raises:
         UserError: If a part is not in `CONDITIONS`, or the parts contradict each other.
     """
-    parts = [part.strip().lower().replace(" ", "_") for part in text.split("+")]
+    parts = condition_keys(text)
     unknown = [part for part in parts if part not in CONDITIONS]
     if unknown:
         raise UserError(

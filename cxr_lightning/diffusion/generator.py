@@ -1,21 +1,33 @@
 """Generator: autoencoder, latent prior and denoiser together make images."""
 
+import warnings
 from pathlib import Path
+from typing import Any, get_args
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from cxr_lightning.artifacts import check_product, load_network
+from cxr_lightning.data.prompt import UNFOLLOWED, Prompt, parse_request
+from cxr_lightning.data.transforms import to_image
+from cxr_lightning.data.vocabulary import HealthCondition, View
+from cxr_lightning.diffusion.batches import padded_batches
 from cxr_lightning.diffusion.priors import LatentPrior
 from cxr_lightning.diffusion.process import x0_from_epsilon, x0_from_velocity
 from cxr_lightning.diffusion.random import ImageNoise
-from cxr_lightning.diffusion.samplers import Sampling, sample
+from cxr_lightning.diffusion.samplers import SamplerName, Sampling, Spacing, sample
 from cxr_lightning.diffusion.schedule import alpha_bar
+from cxr_lightning.diffusion.synthetic_images import SyntheticImages
 from cxr_lightning.errors import UserError
+from cxr_lightning.hub import find_product
 from cxr_lightning.networks.autoencoder import Autoencoder
 from cxr_lightning.networks.unet import Denoiser
-from cxr_lightning.types import Condition
+from cxr_lightning.types import OBSERVATIONS, Condition
+
+FEW = 10
+"""Training images of an observation below which there is a warning."""
 
 
 class Generator(nn.Module):
@@ -25,10 +37,16 @@ class Generator(nn.Module):
     the condition. Without a denoiser x_hat itself is the image (stage 1 alone); without an
     autoencoder the diffusion knows the condition only (the unconditional form of DiffuseVAE).
 
+        generator = Generator.from_pretrained("runs/finetune/product").to("cuda")
+        generator.generate("mild pleural effusion, PA view, 60-year-old man", count=8)
+
     Args:
         denoiser: Stage 2 or 4.
         autoencoder: Stage 1; comes with a prior.
         prior: Latent prior.
+
+    Attributes:
+        manifest: What the product says of itself; empty for networks in training.
     """
 
     def __init__(
@@ -43,25 +61,33 @@ class Generator(nn.Module):
         self.denoiser = denoiser
         self.autoencoder = autoencoder
         self.prior = prior
+        self.manifest: dict[str, Any] = {}
 
     @classmethod
-    def from_pretrained(cls, folder: Path, argument: str = "model") -> "Generator":
-        """Loads a generator product, checked.
+    def from_pretrained(
+        cls, model: Path | str, argument: str = "model", *, revision: str | None = None
+    ) -> "Generator":
+        """Loads a generator product, checked; in eval mode, on the CPU.
 
         Args:
-            folder: The product.
+            model: Its folder, or, where no such folder is, its name on the Hugging Face Hub, as
+                `org/name`; see `find_product`.
             argument: The argument that named it, for error messages.
+            revision: Branch, tag or commit on the Hub.
 
         Raises:
-            UserError: If the product is absent, of another kind, incomplete or changed.
+            UserError: If the product is absent, of another kind, incomplete or changed, or the Hub
+                does not give it.
         """
-        parts = check_product(folder, "generator", argument)["parts"]
-        denoiser = load_network(Denoiser, folder / "denoiser")
-        if "autoencoder" not in parts:
-            return cls(denoiser).eval().requires_grad_(False)
-        autoencoder = load_network(Autoencoder, folder / "autoencoder")
-        prior = load_network(LatentPrior, folder / "prior")
-        return cls(denoiser, autoencoder, prior).eval().requires_grad_(False)
+        folder = find_product(model, argument, revision).folder
+        manifest = check_product(folder, "generator", argument)
+        generator = cls(load_network(Denoiser, folder / "denoiser"))
+        if "autoencoder" in manifest["parts"]:
+            generator.autoencoder = load_network(Autoencoder, folder / "autoencoder")
+            generator.prior = load_network(LatentPrior, folder / "prior")
+        generator.eval().requires_grad_(False)
+        generator.manifest = manifest
+        return generator
 
     @property
     def image_size(self) -> int:
@@ -84,14 +110,106 @@ class Generator(nn.Module):
         if self.denoiser is None:
             return
         sampling.check(self.denoiser.timesteps)
+        settings = self.manifest.get("config", {}).get("model", {}).get("init_args", {})
+        if sampling.guidance != 1.0 and settings.get("drop_condition") == 0.0:
+            raise UserError(
+                f"guidance: {sampling.guidance} needs a model that was trained without its "
+                "condition at times, but model.drop_condition of this one was 0; use 1, or train "
+                "it with 0.1."
+            )
         if sampling.start < 1.0 and self.autoencoder is None:
             raise UserError(
                 f"start: {sampling.start} begins with the VAE's image, and an unconditional model "
                 "has none; leave start out, or use a generator of form1 or form2."
             )
 
-    @torch.no_grad()
+    def rarely_seen(self, condition: Condition) -> list[str]:
+        """A sentence for each observation asked for that few training images show, where known."""
+        counts: dict[str, int] = self.manifest.get("training_images", {})
+        asked = (condition.observations == 1.0).any(dim=0).tolist()
+        return [
+            f"only {counts[observation]} training images of this model show {observation}: what it "
+            "draws for it means little"
+            for observation, is_asked in zip(OBSERVATIONS, asked, strict=True)
+            if is_asked and counts.get(observation, FEW) < FEW
+        ]
+
     def generate(
+        self,
+        request: str | HealthCondition | Prompt | Condition,
+        count: int = 1,
+        *,
+        view: View | None = None,
+        seed: int = 0,
+        first: int = 0,
+        sampler: SamplerName = Sampling.sampler,
+        steps: int = Sampling.steps,
+        guidance: float = Sampling.guidance,
+        guidance_interval: tuple[float, float] = Sampling.guidance_interval,
+        eta: float = Sampling.eta,
+        spacing: Spacing = Sampling.spacing,
+        start: float = Sampling.start,
+        batch_size: int = 64,
+    ) -> SyntheticImages:
+        """Synthetic radiographs of a stated condition, as `cxr generate` makes them.
+
+        Image i depends on the product, the seed and i alone, and has the grey values of image i of
+        `cxr generate` with the same request, seed and batch size; another batch size or device can
+        round a few pixels to the next grey value. What of a prompt could not be used, and what few
+        training images show, is warned of.
+
+        Args:
+            request: A health condition, such as "pneumonia+pleural_effusion"; any other text is a
+                prompt, such as "mild pleural effusion, PA view, 60-year-old man"; or a `Condition`,
+                of which every row is asked for.
+            count: Number of images; of a `Condition`, of each row, one row after the other.
+            view: AP or PA, with a health condition; by default the model chooses.
+            seed: Seed of the set.
+            first: Number of the first image: 8 goes on where a call with `count` 8 ended.
+            sampler: See `Sampling`, also for the following ones.
+            steps: Number of denoising steps.
+            guidance: Weight of classifier-free guidance; 1 for none.
+            guidance_interval: Where there is guidance.
+            eta: Stochasticity of ddim.
+            spacing: How the steps are spread.
+            start: Share of the diffusion to begin at.
+            batch_size: Images made at once.
+
+        Raises:
+            UserError: If the text cannot be read, or a value does not fit the model.
+        """
+        for argument, number, least in (
+            ("count", count, 1),
+            ("batch_size", batch_size, 1),
+            ("seed", seed, 0),
+            ("first", first, 0),
+        ):
+            if number < least:
+                raise UserError(f"{argument}: {number} is not possible; give {least} or more.")
+        sampling = Sampling(sampler, steps, guidance, guidance_interval, eta, spacing, start)
+        self.check(sampling)
+        asked = parse_request(request) if isinstance(request, str) else request
+        condition = _condition_of(asked, count, view)
+        prompt = asked if isinstance(asked, Prompt) else None
+        for caution in [*_cautions(prompt), *self.rarely_seen(condition)]:
+            warnings.warn(caution, stacklevel=2)
+        rows = range(len(condition.value))
+        images = []
+        for batch, padded in padded_batches(rows, min(batch_size, len(rows))):
+            wanted = condition.rows(torch.tensor(padded)).to(self.device)
+            made = self.sample(wanted, torch.tensor(padded) + first, sampling, seed=seed)
+            images.append(to_image(made)[: len(batch), 0].cpu().numpy())
+        return SyntheticImages(
+            pixels=np.concatenate(images),
+            condition=condition,
+            numbers=tuple(row + first for row in rows),
+            seed=seed,
+            prompt=prompt,
+            product_sha256=self.manifest.get("sha256"),
+        )
+
+    @torch.no_grad()
+    def sample(
         self,
         condition: Condition,
         index: Int[Tensor, " b"],
@@ -182,6 +300,33 @@ class Generator(nn.Module):
 
         shape = (denoiser.channels, denoiser.image_size, denoiser.image_size)
         return sample(estimate, noise, shape, schedule, sampling, begin_with=x_hat)
+
+
+def _condition_of(
+    asked: HealthCondition | Prompt | Condition, count: int, view: View | None
+) -> Condition:
+    """One row an image."""
+    if view not in (None, *get_args(View)):
+        raise UserError(f"view: {view!r} is not known; use {' or '.join(get_args(View))}.")
+    if isinstance(asked, HealthCondition):
+        return asked.request(count, view)
+    if view is not None:
+        source = "a prompt" if isinstance(asked, Prompt) else "a condition"
+        raise UserError(
+            f"view: {view} is given beside {source}, which states views itself; leave it out."
+        )
+    if isinstance(asked, Prompt):
+        return asked.condition(count)
+    condition = asked.to("cpu")
+    return condition.rows(torch.arange(len(condition.value)).repeat_interleave(count))
+
+
+def _cautions(prompt: Prompt | None) -> list[str]:
+    """What of a prompt no image follows."""
+    if prompt is None:
+        return []
+    unused = f"not used of the prompt: {', '.join(prompt.unused)}" if prompt.unused else ""
+    return list(filter(None, [unused, UNFOLLOWED if prompt.has_details else ""]))
 
 
 def predict_x0(

@@ -3,7 +3,6 @@
 import base64
 import json
 import os
-import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -13,6 +12,7 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from cxr_lightning.errors import UserError
+from cxr_lightning.markdown import escape
 from cxr_lightning.report.plots import swatch
 from cxr_lightning.report.read import Evaluation
 from cxr_lightning.report.view import build_view
@@ -61,6 +61,13 @@ def write_report(evaluations: Sequence[Evaluation], out: Path) -> list[Path]:
     return [*partials]
 
 
+def render_headline(evaluation: Evaluation) -> str:
+    """What was measured in a line, and the table of the axes, as Markdown."""
+    head = build_view([evaluation])["heads"][0]
+    table = _environment(autoescape=False).get_template("headline.md.j2").render(head=head)
+    return f"{escape(head['facts'])}\n\n{table.strip()}"
+
+
 def _render(template: str, view: dict[str, Any], out: Path) -> str:
     page = _environment(template == TEMPLATES[".html"]).get_template(template)
     return page.render(view, folder=out.parent).rstrip() + "\n"
@@ -81,7 +88,7 @@ def _environment(autoescape: bool) -> Environment:
         "subgroup": subgroup_label,
         "fact": fact,
         "data_uri": data_uri,
-        "md": markdown,
+        "md": escape,
         "swatch": swatch,
         "sentence": lambda text: text[:1].upper() + text[1:],
         "spread": lambda record: range_text(record.ci_low, record.ci_high),
@@ -105,10 +112,3 @@ def data_uri(file: Path) -> str:
 def link(file: Path, folder: Path) -> str:
     """The way from a folder to a file, as a Markdown link holds it."""
     return quote(Path(os.path.relpath(file, folder)).as_posix(), safe="/+=,~")
-
-
-def markdown(text: object) -> str:
-    """Text from a file as Markdown shows it: no markup, no HTML, one line."""
-    plain = " ".join(str(text).split())
-    plain = plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\|`\[\]*])", r"\\\1", plain)

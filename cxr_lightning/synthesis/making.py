@@ -133,7 +133,7 @@ def _draw(
     asked = plan.requests.condition.rows(torch.tensor([draw.image for draw in padded]))
     number = torch.tensor([draw.image + ATTEMPT * draw.attempt for draw in padded])
     try:
-        made = generator.generate(
+        made = generator.sample(
             asked.to(generator.device), number, plan.sampling, seed=plan.folder.request.seed
         )
     except torch.OutOfMemoryError as error:

@@ -10,6 +10,7 @@ from lightning import Trainer
 
 from cxr_lightning.artifacts import check_product, load_network
 from cxr_lightning.callbacks.export import Export
+from cxr_lightning.data.description import describe_training
 from cxr_lightning.errors import UserError
 from cxr_lightning.networks.autoencoder import Autoencoder
 from cxr_lightning.stages.vae import VAE
@@ -34,6 +35,14 @@ def test_product_of_a_fit_is_the_network_at_its_end_with_its_facts(
     assert manifest["data"] == datamodule.prepared.sha256
     assert manifest["config"] == {"model": {"width": 4}}
     assert "vae/valid/loss" in manifest["metrics"]
+    assert manifest["dataset"] == describe_training(datamodule.prepared)
+    train = datamodule.prepared.table.query("split == 'train'")
+    shown = train[train["Pneumonia"] == 1]
+    assert manifest["training_images"]["Pneumonia"] == len(shown) > 0
+    assert manifest["training_patients"]["Pneumonia"] == len(set(shown["patient"]))
+    card = (tmp_path / "product" / "README.md").read_text(encoding="utf-8")
+    assert f"| Training images | {len(train)} |" in card
+    assert "| vae/valid/loss | " in card
     loaded = load_network(Autoencoder, tmp_path / "product").state_dict()
     state = module.autoencoder.state_dict()
     assert all(torch.equal(loaded[k], state[k]) for k in state)

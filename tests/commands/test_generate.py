@@ -102,7 +102,7 @@ def test_images_are_those_of_the_generator(run, tmp_path, products):
     asked = Condition.cat(rows)
     generator = Generator.from_pretrained(products / "generator")
     made = to_image(
-        generator.generate(asked, torch.arange(6), Sampling(steps=2, guidance=2.0), seed=3)
+        generator.sample(asked, torch.arange(6), Sampling(steps=2, guidance=2.0), seed=3)
     ).numpy()
     for i, picture in enumerate(pixels(out).values()):
         assert np.array_equal(picture, made[i, 0])
@@ -172,7 +172,7 @@ def test_an_interrupted_run_goes_on_and_ends_like_an_uninterrupted_one(
             run(out, batch_size=4)
     assert not out.exists()
     made: list[Any] = []
-    original = Generator.generate
+    original = Generator.sample
 
     def note(self: Generator, condition: Any, index: Any, *sampling: Any, **seed: int) -> Any:
         made.extend(index.tolist())

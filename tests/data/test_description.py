@@ -1,5 +1,9 @@
 """Counts against plain loops over the rows."""
 
+import json
+from collections import Counter
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,12 +13,15 @@ from cxr_lightning.data.description import (
     count_conditions,
     count_observations,
     count_policies,
+    count_shown,
     count_splits,
     describe_duplicates,
+    describe_training,
     find_duplicates,
     find_near_constant,
     summarise_ages,
 )
+from cxr_lightning.data.prepared import PreparedDataset
 from cxr_lightning.data.vocabulary import parse_condition
 from cxr_lightning.types import NOT_ANNOTATED, OBSERVATIONS
 
@@ -47,6 +54,42 @@ def test_observations(table):
             raw.count(NOT_ANNOTATED),
         ]
     assert (counts.sum(axis=1) == ROWS).all()
+
+
+def test_images_and_patients_that_show_an_observation(table):
+    images, patients = count_shown(table)
+    for observation in OBSERVATIONS:
+        rows = zip(table[observation], table["patient"], strict=True)
+        shown = [patient for value, patient in rows if value == 1.0]
+        assert images[observation] == len(shown)
+        assert patients[observation] == len(set(shown))
+
+
+def test_what_a_model_has_seen_is_the_training_split(table):
+    table["Sex"] = np.where(table.index % 3 == 0, "", "Female")
+    table["Frontal/Lateral"] = "Frontal"
+    header = {"source": "chexpert", "origins": ["CheXpert"], "size": 8, "resize": {"filter": "box"}}
+    pixels = np.zeros((ROWS, 8, 8), dtype=np.uint8)
+    said = describe_training(PreparedDataset(Path("/home/alice"), header, pixels, table))
+    train = [row for row in table.to_dict(orient="records") if row["split"] == "train"]
+    assert said["images"] == len(train) < ROWS
+    assert said["patients"] == len({row["patient"] for row in train})
+    assert said["views"] == dict(Counter(row["AP/PA"] or "unknown" for row in train))
+    assert said["sexes"] == dict(Counter(row["Sex"] or "unknown" for row in train))
+    assert said["projections"] == {"Frontal": len(train)}
+    ages = [row["Age"] for row in train if not np.isnan(row["Age"])]
+    assert said["ages"]["median"] == np.median(ages)
+    assert set(said["ages"]) == {"lower quartile", "median", "upper quartile"}  # not the oldest
+    assert {k: said[k] for k in header} == header
+    assert json.loads(json.dumps(said)) == said
+    assert "alice" not in json.dumps(said)
+
+
+def test_no_age_is_known(table):
+    table["Age"], table["Sex"], table["Frontal/Lateral"] = np.nan, "", "Frontal"
+    header = {"source": "rsna", "origins": [], "size": 8, "resize": {}}
+    pixels = np.zeros((ROWS, 8, 8), dtype=np.uint8)
+    assert describe_training(PreparedDataset(Path(), header, pixels, table))["ages"] == {}
 
 
 def test_policies_without_implications(table):

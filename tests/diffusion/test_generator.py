@@ -62,7 +62,7 @@ COMBINATIONS = list(
 def test_every_combination_makes_images(build, form, prediction, sampler, guidance, batch):
     generator = build(form=form, prediction=prediction)
     sampling = Sampling(sampler, steps=3, guidance=guidance)
-    made = generator.generate(asked(batch), torch.arange(batch), sampling)
+    made = generator.sample(asked(batch), torch.arange(batch), sampling)
     assert made.shape == (batch, 1, 32, 32)
     assert made.abs().max() <= 1.0
     assert made.std() > 0
@@ -78,10 +78,10 @@ def test_an_image_is_the_same_alone_and_in_any_batch(build, form, sampler):
     generator = build(form=form)
     index, condition = torch.tensor([9, 4, 7]), asked(3)
     sampling = Sampling(sampler, steps=5)
-    together = generator.generate(condition, index, sampling)
+    together = generator.sample(condition, index, sampling)
     for i in range(3):
         row = slice(i, i + 1)
-        alone = generator.generate(condition.rows(row), index[row], sampling)
+        alone = generator.sample(condition.rows(row), index[row], sampling)
         # the same float32 sums, which kernels may order by batch size: at most a rounding of the
         # grey value
         torch.testing.assert_close(together[row], alone, rtol=0, atol=1e-3)
@@ -93,7 +93,7 @@ def test_seed_index_and_condition_decide_about_an_image(build, form):
     generator = build(form=form)
 
     def make(condition: Condition, index: int, seed: int) -> Tensor:
-        return generator.generate(condition, torch.tensor([index]), Sampling(steps=4), seed=seed)
+        return generator.sample(condition, torch.tensor([index]), Sampling(steps=4), seed=seed)
 
     made = make(asked(1), 3, 1)
     assert torch.equal(make(asked(1), 3, 1), made)
@@ -104,10 +104,10 @@ def test_seed_index_and_condition_decide_about_an_image(build, form):
 def test_images_do_not_depend_on_the_global_random_state(build):
     generator = build()
     torch.manual_seed(1)
-    first = generator.generate(asked(1), torch.arange(1), Sampling(sampler="ddpm", steps=4))
+    first = generator.sample(asked(1), torch.arange(1), Sampling(sampler="ddpm", steps=4))
     torch.manual_seed(2)
     assert torch.equal(
-        generator.generate(asked(1), torch.arange(1), Sampling(sampler="ddpm", steps=4)), first
+        generator.sample(asked(1), torch.arange(1), Sampling(sampler="ddpm", steps=4)), first
     )
 
 
@@ -125,13 +125,13 @@ class Counter:
 def test_guidance_one_is_plain_sampling_at_half_the_cost(build):
     generator = build()
     counter = Counter(generator)
-    plain = generator.generate(asked(2), torch.arange(2), Sampling(steps=4))
+    plain = generator.sample(asked(2), torch.arange(2), Sampling(steps=4))
     assert counter.calls == 4
-    guided = generator.generate(asked(2), torch.arange(2), Sampling(steps=4, guidance=1.0))
+    guided = generator.sample(asked(2), torch.arange(2), Sampling(steps=4, guidance=1.0))
     assert counter.calls == 8
     assert torch.equal(guided, plain)
     # eps_null + g (eps - eps_null) for g just above 1, a float32 away
-    near = generator.generate(asked(2), torch.arange(2), Sampling(steps=4, guidance=1.0 + 1e-6))
+    near = generator.sample(asked(2), torch.arange(2), Sampling(steps=4, guidance=1.0 + 1e-6))
     assert counter.calls == 16
     torch.testing.assert_close(near, plain, rtol=0, atol=1e-3)
 
@@ -139,8 +139,8 @@ def test_guidance_one_is_plain_sampling_at_half_the_cost(build):
 def test_guidance_zero_is_the_null_condition_with_the_same_x_hat(build):
     generator = build()
     generator.prior = LatentPrior(latent_dim=LATENT)  # x_hat does not depend on the condition
-    zero = generator.generate(asked(2), torch.arange(2), Sampling(steps=4, guidance=0.0))
-    null = generator.generate(Condition.unknown(2), torch.arange(2), Sampling(steps=4))
+    zero = generator.sample(asked(2), torch.arange(2), Sampling(steps=4, guidance=0.0))
+    null = generator.sample(Condition.unknown(2), torch.arange(2), Sampling(steps=4))
     assert torch.equal(zero, null)
 
 
@@ -149,7 +149,7 @@ def test_generation_is_the_formulas_written_out(build, form, prediction):
     """Prior, decoder, guided DDIM with clamp, step by step."""
     generator = build(form=form, prediction=prediction)
     index, condition, g = torch.tensor([2, 5]), asked(2), 2.0
-    made = generator.generate(condition, index, Sampling(steps=4, guidance=g), seed=3)
+    made = generator.sample(condition, index, Sampling(steps=4, guidance=g), seed=3)
     noise = ImageNoise(3, index)
     with torch.no_grad():
         x_hat = generator.autoencoder.decode(generator.prior(noise.normal(LATENT), condition))
@@ -190,7 +190,7 @@ def test_autoencode_is_the_decoding_of_the_posterior_mean(build):
 
 def test_the_vae_alone_gives_x_hat(build):
     generator = build(form="none")
-    made = generator.generate(asked(2), torch.arange(2))
+    made = generator.sample(asked(2), torch.arange(2))
     z = generator.prior(ImageNoise(0, torch.arange(2)).normal(LATENT), asked(2))
     assert torch.equal(made, generator.autoencoder.decode(z))
     assert generator.image_size == 32
@@ -233,7 +233,7 @@ def test_an_unconditional_generator_reconstructs_nothing(build):
 
 def test_too_many_steps_are_refused(build):
     with pytest.raises(UserError, match=r"^steps: 51 "):
-        build().generate(asked(1), torch.arange(1), Sampling(steps=51))
+        build().sample(asked(1), torch.arange(1), Sampling(steps=51))
 
 
 def test_parts_that_make_no_generator_are_refused(make_autoencoder, make_denoiser):
@@ -262,7 +262,7 @@ def test_the_clean_estimate_of_both_predictions(make_denoiser, form, prediction)
 def test_pure_noise_at_the_end_of_the_schedule(build, sampler):
     generator = build(prediction="v", schedule="zero_snr")
     sampling = Sampling(sampler, steps=5, guidance=2.0)
-    made = generator.generate(asked(2), torch.arange(2), sampling)
+    made = generator.sample(asked(2), torch.arange(2), sampling)
     assert made.isfinite().all()
     assert made.abs().max() <= 1.0
 
@@ -272,10 +272,10 @@ def test_guidance_only_in_its_interval(build):
     generator = build()
     counter = Counter(generator)
     sampling = Sampling(steps=4, guidance=2.0, guidance_interval=(0.4, 0.8))
-    made = generator.generate(asked(2), torch.arange(2), sampling)
+    made = generator.sample(asked(2), torch.arange(2), sampling)
     assert counter.calls == 4 + 2
-    everywhere = generator.generate(asked(2), torch.arange(2), Sampling(steps=4, guidance=2.0))
-    plain = generator.generate(asked(2), torch.arange(2), Sampling(steps=4))
+    everywhere = generator.sample(asked(2), torch.arange(2), Sampling(steps=4, guidance=2.0))
+    plain = generator.sample(asked(2), torch.arange(2), Sampling(steps=4))
     assert not torch.allclose(made, everywhere, atol=1e-3)
     assert not torch.allclose(made, plain, atol=1e-3)
 
@@ -299,7 +299,7 @@ def test_a_late_start_begins_with_the_noised_vae_image(build, form):
 
 def test_a_late_start_needs_a_vae_image(build):
     with pytest.raises(UserError, match=r"start: 0.5 begins with the VAE's image"):
-        build(form="uncond").generate(asked(1), torch.arange(1), Sampling(steps=2, start=0.5))
+        build(form="uncond").sample(asked(1), torch.arange(1), Sampling(steps=2, start=0.5))
 
 
 @pytest.mark.parametrize("name", ["generator", "uncond"])
@@ -308,6 +308,6 @@ def test_loaded_product_is_frozen_and_makes_the_same_images(products: Path, name
     assert (generator.autoencoder is None) == (name == "uncond")
     assert not generator.training
     assert not any(p.requires_grad for p in generator.parameters())
-    made = generator.generate(asked(1), torch.arange(1), Sampling(steps=3))
+    made = generator.sample(asked(1), torch.arange(1), Sampling(steps=3))
     again = Generator.from_pretrained(products / name)
-    assert torch.equal(again.generate(asked(1), torch.arange(1), Sampling(steps=3)), made)
+    assert torch.equal(again.sample(asked(1), torch.arange(1), Sampling(steps=3)), made)

@@ -20,6 +20,8 @@ STATES: tuple[FindingState, ...] = ("present", "uncertain", "absent")
 """Which of several statements about an observation counts, as the CheXpert labeller joins the
 mentions of a report (Irvin et al. 2019, arXiv 1901.07031, section 2.2): the first of these."""
 
+UNFOLLOWED = "side and severity are not followed: a condition does not hold them"
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -80,6 +82,11 @@ class Prompt:
         stated += [f"possible_{names[o]}" for o, state in states if state == "uncertain"]
         absent = [f"-{names[o]}" for o, state in states if state == "absent"]
         return ("+".join(stated) or "any") + "".join(absent)
+
+    @property
+    def has_details(self) -> bool:
+        """Whether a side or a severity is stated; see `UNFOLLOWED`."""
+        return any(finding.side or finding.severity for finding in self.findings)
 
     def condition(self, count: int) -> Condition:
         """The condition to generate `count` images from: what is stated, the rest unknown.

@@ -24,8 +24,14 @@ class ImageFacts:
 
     def texts(self) -> dict[str, str]:
         """Name and value of what any format can hold as text."""
-        return {
-            "Synthetic": "yes",
-            "Software": f"cxr_lightning {__version__}",
-            "Product-SHA256": self.product,
-        }
+        return synthetic_texts(self.product)
+
+
+def synthetic_texts(product: str | None) -> dict[str, str]:
+    """Name and value of what every file of a synthetic image says.
+
+    Args:
+        product: SHA-256 of the generator product; None of networks in training.
+    """
+    texts = {"Synthetic": "yes", "Software": f"cxr_lightning {__version__}"}
+    return texts if product is None else texts | {"Product-SHA256": product}

@@ -7,14 +7,19 @@ from jaxtyping import UInt8
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from cxr_lightning.data.writers.facts import ImageFacts
+from cxr_lightning.data.writers.facts import ImageFacts, synthetic_texts
 
 
 def encode_png(pixels: UInt8[np.ndarray, "h w"], facts: ImageFacts) -> bytes:
     """An 8-bit grey PNG file."""
-    note = PngInfo()
-    for name, value in facts.texts().items():
-        note.add_text(name, value)
     file = BytesIO()
-    Image.fromarray(pixels).save(file, format="PNG", pnginfo=note)
+    Image.fromarray(pixels).save(file, format="PNG", pnginfo=synthetic_note(facts.product))
     return file.getvalue()
+
+
+def synthetic_note(product: str | None) -> PngInfo:
+    """The text chunks of a synthetic image; see `synthetic_texts`."""
+    note = PngInfo()
+    for name, value in synthetic_texts(product).items():
+        note.add_text(name, value)
+    return note

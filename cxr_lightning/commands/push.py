@@ -1,0 +1,97 @@
+"""`cxr push`: a product with its card to the Hugging Face Hub."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cxr_lightning.artifacts import check_product, product_files, read_card
+from cxr_lightning.errors import UserError
+from cxr_lightning.hub import share
+from cxr_lightning.model_card import NAME, complete_card
+from cxr_lightning.report.read import read_evaluations
+
+
+def push(
+    model: Path,
+    repo: str,
+    evaluation: Path | None = None,
+    license: str | None = None,
+    private: bool = False,
+) -> None:
+    """Uploads a product to the Hugging Face Hub, in one commit, and prints its address.
+
+    Its card (README.md) goes with it, as you edited it. Paths of this machine in its manifests are
+    cut to their last part. Others use it by its name: cxr generate --model ORG/NAME.
+
+    Args:
+        model: Folder of a product, of any stage.
+        repo: Where it goes, as org/name; made where it does not exist.
+        evaluation: Folder made by 'cxr evaluate' of this generator's images; its headline goes into
+            the card.
+        license: Its licence on the Hub, such as cc-by-nc-4.0; by default what the card says.
+        private: Whether only you and your organisation may see it.
+    """
+    manifest = check_product(model, None, "model")
+    headline = None if evaluation is None else _headline(evaluation, model, manifest)
+    card = complete_card(read_card(model, manifest), repo, headline, license)
+    files: dict[str, Path | bytes] = {
+        path: _without_paths(model / path) if path.endswith("manifest.json") else model / path
+        for path in product_files(manifest)
+    }
+    others = {str(f.relative_to(model)): f for f in sorted(model.rglob("*")) if f.is_file()}
+    visible = {p: f for p, f in others.items() if not any(x[0] == "." for x in Path(p).parts)}
+    message = f"{manifest['kind']} {manifest['sha256'][:8]}"
+    address = share(
+        {**visible, **files, NAME: card.encode()}, repo, private=private, message=message
+    )
+    print(f"{manifest['kind']} in {address}")
+    print(
+        f"It was trained on {_source(manifest)}: see that its terms let you share what was made "
+        "from it, and measure whether it repeats patients (cxr evaluate --axes privacy)."
+    )
+
+
+def _headline(folder: Path, model: Path, manifest: dict[str, Any]) -> str:
+    """What an evaluation of this product says, as Markdown."""
+    read = read_evaluations([folder])[0]
+    wanted = manifest["sha256"]
+    made_by, generator = read.look_up("synthetic", "product_sha256"), read.look_up("generator")
+    if made_by != wanted or generator not in (None, wanted):
+        other = next((sha for sha in (made_by, generator) if sha not in (None, wanted)), None)
+        of = f"product {other[:8]}" if other else "a product that it does not name"
+        raise UserError(
+            f"evaluation: {folder} measured {of}, and {model} is {wanted[:8]}; give an evaluation "
+            "of images that this product made."
+        )
+    from cxr_lightning.report.render import render_headline  # its template engine takes a while
+
+    real = read.metrics["real"]
+    of_training = ", the set that it was trained on" if real.get("is_training_data") else ""
+    against = f"Against {real.get('count', '?')} real images{of_training}."
+    return f"{against}\n\n{render_headline(read)}"
+
+
+def _source(manifest: dict[str, Any]) -> str:
+    dataset = manifest.get("dataset", {})
+    names = [
+        dataset.get("source", "data that its manifest does not name"),
+        *dataset.get("origins", []),
+    ]
+    return ", ".join(dict.fromkeys(names))
+
+
+def _without_paths(file: Path) -> bytes:
+    """A manifest without the folders of this machine, which tell names of people and projects."""
+    return (
+        json.dumps(_cut(json.loads(file.read_text())), indent=1, sort_keys=True) + "\n"
+    ).encode()
+
+
+def _cut(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _cut(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_cut(part) for part in value]
+    if isinstance(value, str) and (Path(value).is_absolute() or value.startswith("~")):
+        return Path(value).name
+    return value
