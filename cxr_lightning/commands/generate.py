@@ -13,6 +13,7 @@ from cxr_lightning.data.prepared import open_prepared
 from cxr_lightning.data.prompt import UNFOLLOWED, parse_prompt
 from cxr_lightning.data.requests import ImageRequests
 from cxr_lightning.data.sources.dicom_files import require_pydicom
+from cxr_lightning.data.text_encoder import TextEncoder, check_text_encoder
 from cxr_lightning.data.vocabulary import View, parse_condition
 from cxr_lightning.data.writers import ImageFormat
 from cxr_lightning.diffusion.generator import Generator
@@ -42,6 +43,7 @@ def generate(
     out: Path,
     condition: str | None = None,
     prompt: list[str] | None = None,
+    text_encoder: Path | None = None,
     like: Path | None = None,
     balance: bool = False,
     view: View | None = None,
@@ -79,6 +81,8 @@ def generate(
             healthy,pneumonia,pleural_effusion.
         prompt: In place of condition: one or more texts, such as "small left effusion, no
             pneumothorax, PA view, 70-year-old woman". What was understood is printed.
+        text_encoder: With prompt, for a model that was trained with one: the folder of the same
+            text encoder, so that side and severity are followed too.
         like: In place of condition: a prepared data set, whose training images' conditions, views,
             sexes and ages are drawn together.
         balance: With like: rare findings as often as common ones.
@@ -110,17 +114,20 @@ def generate(
         revision: Branch, tag or commit of a model on the Hub.
     """
     _check_exclusive({"condition": condition, "prompt": prompt, "like": like}, view, balance)
+    if text_encoder is not None and prompt is None:
+        raise UserError(f"text_encoder: {text_encoder} reads prompts; give --prompt too.")
     _check_numbers(count, batch_size, seed, reject_tries, reject_threshold)
     if format == "dicom":
         require_pydicom("format")
     rank = find_rank()
     places = choose_devices(device, devices, rank)
-    requests = _requests(condition, prompt, like, balance, view, count, seed)
     low, high = _interval(guidance_interval)
     sampling = Sampling(sampler, steps, guidance, (low, high), eta, spacing, start)
     source = find_product(model, "model", revision)
     generator = Generator.from_pretrained(source.folder, "model")
     generator.check(sampling)
+    encoder = check_text_encoder(text_encoder, generator.text_encoder, "text_encoder")
+    requests = _requests(condition, prompt, encoder, like, balance, view, count, seed)
     rejection = None
     if reject is not None:
         asked = requests.condition
@@ -133,6 +140,7 @@ def generate(
         product=_identify(model, source, generator),
         conditions=list(dict.fromkeys(name for name in requests.names if name is not None)),
         prompts=list(dict.fromkeys(text for text in requests.prompts if text is not None)),
+        text_encoder=None if encoder is None else encoder.sha256,
         like=None if like is None else open_prepared(like).sha256,
         balance=balance,
         view=view,
@@ -255,6 +263,7 @@ def _identify(model: str | Path, source: ProductSource, generator: Generator) ->
 def _requests(
     condition: str | None,
     prompt: list[str] | None,
+    encoder: TextEncoder | None,
     like: Path | None,
     balance: bool,
     view: View | None,
@@ -265,9 +274,9 @@ def _requests(
         prompts = [parse_prompt(text) for text in prompt]
         for understood in prompts:
             print(understood.describe())
-            if understood.has_details:
+            if understood.has_details and encoder is None:
                 print(UNFOLLOWED)
-        return ImageRequests.of_prompts(prompts, count)
+        return ImageRequests.of_prompts(prompts, count, encoder)
     if like is not None:
         try:
             table = open_prepared(like).table

@@ -12,6 +12,7 @@ from jaxtyping import Int
 from cxr_lightning.data.dataset import table_condition
 from cxr_lightning.data.policies import LabelPolicy
 from cxr_lightning.data.prompt import Prompt
+from cxr_lightning.data.text_encoder import TextEncoder
 from cxr_lightning.data.vocabulary import CONDITIONS, HealthCondition, View
 from cxr_lightning.errors import UserError
 from cxr_lightning.types import FIELDS, OBSERVATIONS, Condition
@@ -48,9 +49,17 @@ class ImageRequests:
         return ImageRequests(Condition.cat(asked), names, [None] * len(names))
 
     @staticmethod
-    def of_prompts(prompts: Sequence[Prompt], count: int) -> "ImageRequests":
-        """So many images of each prompt, one prompt after the other."""
-        asked = [prompt.condition(count) for prompt in prompts]
+    def of_prompts(
+        prompts: Sequence[Prompt], count: int, encoder: TextEncoder | None = None
+    ) -> "ImageRequests":
+        """So many images of each prompt, one prompt after the other.
+
+        Args:
+            prompts: What was understood of each.
+            count: Images of each.
+            encoder: Makes their texts part of the conditions; None for a model without texts.
+        """
+        asked = [prompt.condition(count, encoder) for prompt in prompts]
         texts: list[str | None] = [prompt.text for prompt in prompts for _ in range(count)]
         return ImageRequests(Condition.cat(asked), [None] * len(texts), texts)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cxr_lightning.artifacts import check_product, load_network
 from cxr_lightning.data.prompt import UNFOLLOWED, Prompt, parse_request
+from cxr_lightning.data.text_encoder import TextEncoder, check_text_encoder
 from cxr_lightning.data.transforms import to_image
 from cxr_lightning.data.vocabulary import HealthCondition, View
 from cxr_lightning.diffusion.batches import padded_batches
@@ -97,6 +98,12 @@ class Generator(nn.Module):
         return network.image_size
 
     @property
+    def text_encoder(self) -> str | None:
+        """Hash of the text encoder that the model was trained with; None without one."""
+        found: str | None = self.manifest.get("parents", {}).get("text_encoder")
+        return found
+
+    @property
     def device(self) -> torch.device:
         """Where the networks are."""
         return next(self.parameters()).device
@@ -150,6 +157,7 @@ class Generator(nn.Module):
         spacing: Spacing = Sampling.spacing,
         start: float = Sampling.start,
         batch_size: int = 64,
+        text_encoder: Path | str | None = None,
     ) -> SyntheticImages:
         """Synthetic radiographs of a stated condition, as `cxr generate` makes them.
 
@@ -174,6 +182,7 @@ class Generator(nn.Module):
             spacing: How the steps are spread.
             start: Share of the diffusion to begin at.
             batch_size: Images made at once.
+            text_encoder: With a prompt: folder of the text encoder that the model was trained with.
 
         Raises:
             UserError: If the text cannot be read, or a value does not fit the model.
@@ -189,9 +198,10 @@ class Generator(nn.Module):
         sampling = Sampling(sampler, steps, guidance, guidance_interval, eta, spacing, start)
         self.check(sampling)
         asked = parse_request(request) if isinstance(request, str) else request
-        condition = _condition_of(asked, count, view)
         prompt = asked if isinstance(asked, Prompt) else None
-        for caution in [*_cautions(prompt), *self.rarely_seen(condition)]:
+        encoder = self._load_text_encoder(text_encoder, prompt)
+        condition = _condition_of(asked, count, view, encoder)
+        for caution in [*_cautions(prompt, encoder), *self.rarely_seen(condition)]:
             warnings.warn(caution, stacklevel=2)
         rows = range(len(condition.value))
         images = []
@@ -207,6 +217,15 @@ class Generator(nn.Module):
             prompt=prompt,
             product_sha256=self.manifest.get("sha256"),
         )
+
+    def _load_text_encoder(
+        self, folder: Path | str | None, prompt: Prompt | None
+    ) -> TextEncoder | None:
+        if folder is None:
+            return None
+        if prompt is None:
+            raise UserError(f"text_encoder: {folder} reads prompts, and the request is none.")
+        return check_text_encoder(Path(folder), self.text_encoder, "text_encoder")
 
     @torch.no_grad()
     def sample(
@@ -303,7 +322,10 @@ class Generator(nn.Module):
 
 
 def _condition_of(
-    asked: HealthCondition | Prompt | Condition, count: int, view: View | None
+    asked: HealthCondition | Prompt | Condition,
+    count: int,
+    view: View | None,
+    encoder: TextEncoder | None,
 ) -> Condition:
     """One row an image."""
     if view not in (None, *get_args(View)):
@@ -316,17 +338,18 @@ def _condition_of(
             f"view: {view} is given beside {source}, which states views itself; leave it out."
         )
     if isinstance(asked, Prompt):
-        return asked.condition(count)
+        return asked.condition(count, encoder)
     condition = asked.to("cpu")
     return condition.rows(torch.arange(len(condition.value)).repeat_interleave(count))
 
 
-def _cautions(prompt: Prompt | None) -> list[str]:
+def _cautions(prompt: Prompt | None, encoder: TextEncoder | None) -> list[str]:
     """What of a prompt no image follows."""
     if prompt is None:
         return []
     unused = f"not used of the prompt: {', '.join(prompt.unused)}" if prompt.unused else ""
-    return list(filter(None, [unused, UNFOLLOWED if prompt.has_details else ""]))
+    details = UNFOLLOWED if prompt.has_details and encoder is None else ""
+    return list(filter(None, [unused, details]))
 
 
 def predict_x0(

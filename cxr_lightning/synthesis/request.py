@@ -36,6 +36,7 @@ class Request:
     product: dict[str, str]
     conditions: list[str]
     prompts: list[str]
+    text_encoder: str | None
     like: str | None
     balance: bool
     view: View | None

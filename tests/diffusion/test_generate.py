@@ -116,7 +116,7 @@ def test_what_of_a_prompt_is_not_used_is_warned_of(generator):
         generator.generate("mild edema, spiculated border", steps=2)
     assert [str(w.message) for w in said] == [
         "not used of the prompt: spiculated border",
-        "side and severity are not followed: a condition does not hold them",
+        "side and severity are not followed: they need a model with a text encoder",
     ]
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from cxr_lightning.data.policies import Labels, build_condition, imply
+from cxr_lightning.data.text_encoder import TextEncoder
 from cxr_lightning.data.vocabulary import CONDITIONS, View
 from cxr_lightning.types import OBSERVATIONS, Condition
 
@@ -20,7 +21,7 @@ STATES: tuple[FindingState, ...] = ("present", "uncertain", "absent")
 """Which of several statements about an observation counts, as the CheXpert labeller joins the
 mentions of a report (Irvin et al. 2019, arXiv 1901.07031, section 2.2): the first of these."""
 
-UNFOLLOWED = "side and severity are not followed: a condition does not hold them"
+UNFOLLOWED = "side and severity are not followed: they need a model with a text encoder"
 
 
 @dataclass(frozen=True)
@@ -88,12 +89,12 @@ class Prompt:
         """Whether a side or a severity is stated; see `UNFOLLOWED`."""
         return any(finding.side or finding.severity for finding in self.findings)
 
-    def condition(self, count: int) -> Condition:
+    def condition(self, count: int, encoder: TextEncoder | None = None) -> Condition:
         """The condition to generate `count` images from: what is stated, the rest unknown.
 
         What No Finding implies is filled in as for any labels (`imply`); a healthy radiograph shows
         support devices only where they are asked for, as in `CONDITIONS`. Sides and severities have
-        no field.
+        no field; with a text encoder the condition holds the text too.
         """
         states = self.states
         if states.get("No Finding") == "present":
@@ -115,6 +116,8 @@ class Prompt:
         if self.age is not None:
             demographics[0, 2] = min(self.age, 100.0) / 100.0
         one = build_condition(Labels(value, known, uncertain & ~known), demographics)
+        if encoder is not None:
+            one = one._replace(text=encoder.encode([self.text]))
         return one.rows(torch.zeros(count, dtype=torch.long))
 
     def describe(self) -> str:
