@@ -178,7 +178,7 @@ def test_an_interrupted_run_goes_on_and_ends_like_an_uninterrupted_one(
         made.extend(index.tolist())
         return original(self, condition, index, *sampling, **seed)
 
-    monkeypatch.setattr(Generator, "generate", note)
+    monkeypatch.setattr(Generator, "sample", note)
     assert files(run(out, batch_size=4)) == whole
     assert made == [3, 4, 5, 5]  # the last one fills the batch, so that all have one shape
     assert list(out.parent.iterdir()) == [out]

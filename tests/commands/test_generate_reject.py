@@ -46,7 +46,7 @@ def first_draws(products: Path) -> np.ndarray:
     """The first draw of all six images."""
     asked = Condition.cat([parse_condition(name).request(3) for name in NAMES])
     generator = Generator.from_pretrained(products / "generator")
-    return to_image(generator.generate(asked, torch.arange(6), Sampling(steps=2))).numpy()
+    return to_image(generator.sample(asked, torch.arange(6), Sampling(steps=2))).numpy()
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_images_are_drawn_until_they_are_confirmed(
         margins, drawn = [], []
         for attempt in range(TRIES):
             number = torch.full((2,), i + attempt * 2**32)
-            image = to_image(generator.generate(asked, number, Sampling(steps=2)))[:1]
+            image = to_image(generator.sample(asked, number, Sampling(steps=2)))[:1]
             drawn.append(image[0, 0].numpy())
             with torch.no_grad():
                 said = network.probabilities(to_model(image))[0]

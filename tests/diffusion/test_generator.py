@@ -206,7 +206,7 @@ def test_the_denoiser_is_shown_the_code_of_x_hat(build, monkeypatch):
         return plain(y, t, condition, x_hat, z=z)
 
     monkeypatch.setattr(generator.denoiser, "forward", noted)
-    generator.generate(asked(2), torch.arange(2), Sampling(steps=2, guidance=2.0))
+    generator.sample(asked(2), torch.arange(2), Sampling(steps=2, guidance=2.0))
     generator.reconstruct(original(2), asked(2), torch.arange(2), Sampling(steps=1))
     assert len(seen) == 5
     for x_hat, z in seen:
@@ -217,9 +217,9 @@ def test_the_denoiser_is_shown_the_code_of_x_hat(build, monkeypatch):
 def test_the_code_of_x_hat_changes_the_image(build):
     """As far as the network lets it: with its first layer at zero it does not."""
     generator = build(latent_dim=LATENT)
-    before = generator.generate(asked(2), torch.arange(2), Sampling(steps=2))
+    before = generator.sample(asked(2), torch.arange(2), Sampling(steps=2))
     generator.denoiser.latent.code.weight.data[:, :LATENT] = 0.0
-    after = generator.generate(asked(2), torch.arange(2), Sampling(steps=2))
+    after = generator.sample(asked(2), torch.arange(2), Sampling(steps=2))
     assert not torch.allclose(before, after, atol=1e-4)
 
 
