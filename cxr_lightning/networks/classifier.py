@@ -1,13 +1,12 @@
 """Classifiers of the evaluation: the built-in one, and one that a user gives."""
 
-import torch
 from huggingface_hub import PyTorchModelHubMixin
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cxr_lightning.errors import UserError
-from cxr_lightning.networks.encoder import Backbone, build_backbone
+from cxr_lightning.networks.encoder import Backbone, build_backbone, lay_out
 from cxr_lightning.types import FIELDS, OBSERVATIONS
 
 
@@ -27,7 +26,7 @@ class Classifier(nn.Module, PyTorchModelHubMixin):
         self.image_size = image_size
         self.backbone, features = build_backbone(backbone, width, image_size)
         self.head = nn.Linear(features, len(FIELDS))
-        self.to(memory_format=torch.channels_last)
+        lay_out(self, width)
 
     def preprocess(self, image: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 s s"]:
         """Resizes to the classifier's size: antialiased, bilinear; the same size stays as it is."""
