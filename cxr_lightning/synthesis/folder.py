@@ -1,5 +1,6 @@
 """The folder of a synthetic data set: CheXpert's layout, and what is there until it is whole."""
 
+import errno
 import json
 import shutil
 import tempfile
@@ -65,8 +66,8 @@ class SyntheticFolder:
             images: Number of images of the set.
 
         Raises:
-            UserError: If the hidden folder holds images of another request, or the disk has no room
-                for the set.
+            UserError: If the hidden folder holds images of another request, the disk has no room
+                for the set, or nothing can be written there.
         """
         if self.partial.exists():
             there = _read_json(self.partial / "request.json")
@@ -83,9 +84,16 @@ class SyntheticFolder:
                     "folder."
                 )
             shutil.rmtree(self.partial)
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        self._check_room(images * self.request.size**2)
-        self._begin()
+        try:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            self._check_room(images * self.request.size**2)
+            self._begin()
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise
+            raise UserError(
+                f"out: {self.out} cannot be written ({error.strerror}); choose another folder."
+            ) from error
 
     def missing(self, images: int) -> list[int]:
         """Numbers of the images that are not there yet, of so many."""

@@ -302,6 +302,13 @@ def test_a_full_disk_is_refused_before_anything_is_written(run, tmp_path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_place_that_cannot_be_written_is_refused(run, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match=r"^out: .*file/set cannot be written \(.*\); choose"):
+        run(tmp_path / "file" / "set")
+    assert files(tmp_path) == {"file": b"x"}
+
+
 def test_a_disk_that_is_full_in_the_middle_loses_nothing(
     run, tmp_path, products, monkeypatch, capsys
 ):
