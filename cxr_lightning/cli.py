@@ -19,6 +19,8 @@ STAGE_COMMANDS = {
 COMMANDS = {
     "prepare": "read a data set (or make a phantom one) into the prepared format; --describe one",
     "generate": "make a synthetic data set from a generator product",
+    "interpolate": "a sheet of the images between two: latent code, noise, condition",
+    "edit": "a sheet of images with less and more of a finding",
     "evaluate": "measure a synthetic data set against a real one",
     "report": "turn evaluations into one HTML page, Markdown and JSON",
     "push": "put a product with its card on the Hugging Face Hub",
@@ -27,6 +29,12 @@ COMMANDS = {
 
 VARIANTS = {("prepare", "--describe"): "describe", ("benchmark", "--data"): "benchmark_data"}
 """Options that turn a command into another one, in the module of that name."""
+
+GUIDANCE_INTERVAL = {
+    "type": float,
+    "help": "From and to which share of the diffusion steps there is guidance, such as 0.2 0.8 (0 "
+    "the clean image, 1 pure noise); default: all of them.",
+}
 
 SEVERAL: dict[str, dict[str, dict[str, Any]]] = {
     "report": {
@@ -58,11 +66,31 @@ SEVERAL: dict[str, dict[str, dict[str, Any]]] = {
             "help": "In place of condition: one or more texts, such as 'small left effusion, no "
             "pneumothorax, PA view, 70-year-old woman'. What was understood is printed.",
         },
-        "guidance_interval": {
-            "type": float,
-            "help": "From and to which share of the diffusion steps there is guidance, such as "
-            "0.2 0.8 (0 the clean image, 1 pure noise); default: all of them.",
+        "guidance_interval": GUIDANCE_INTERVAL,
+    },
+    "interpolate": {
+        "prompt": {
+            "type": str,
+            "help": "In place of condition: one or two texts, such as 'left effusion, PA view'.",
         },
+        "images": {
+            "type": Path,
+            "help": "Two radiographs, between whose latent codes each row leads; the rows differ "
+            "in their noise. The originals stand at the left and right.",
+        },
+        "guidance_interval": GUIDANCE_INTERVAL,
+    },
+    "edit": {
+        "strength": {
+            "type": float,
+            "help": "How far to go, a column each; default: -2 -1 0 1 2.",
+        },
+        "images": {
+            "type": Path,
+            "help": "Radiographs to edit, a row each, with the original at the left. Default: new "
+            "ones.",
+        },
+        "guidance_interval": GUIDANCE_INTERVAL,
     },
     "prepare": {
         "parts": {
@@ -176,7 +204,7 @@ def run_function(command: str, name: str, args: list[str]) -> None:
 
 def usage() -> str:
     """What `cxr --help` prints."""
-    rows = [f"  {name:<10} {text}" for name, text in {**COMMANDS, **STAGE_COMMANDS}.items()]
+    rows = [f"  {name:<11} {text}" for name, text in {**COMMANDS, **STAGE_COMMANDS}.items()]
     return "\n".join(
         [
             "usage: cxr COMMAND [options]      cxr COMMAND --help shows a command's options",

@@ -45,7 +45,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.strip() == __version__
 
 
-@pytest.mark.parametrize("command", ["prepare", "generate", "evaluate", "report", "push"])
+@pytest.mark.parametrize(
+    "command", ["prepare", "generate", "interpolate", "edit", "evaluate", "report", "push"]
+)
 def test_help_of_a_command_explains_every_option(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,6 +9,12 @@ from typing import Any
 import torch
 
 from cxr_lightning import __version__
+from cxr_lightning.commands.sampling import (
+    check_exclusive,
+    check_numbers,
+    read_interval,
+    warn_of_unseen,
+)
 from cxr_lightning.data.prepared import open_prepared
 from cxr_lightning.data.prompt import UNFOLLOWED, parse_prompt
 from cxr_lightning.data.requests import ImageRequests
@@ -121,8 +127,8 @@ def generate(
         require_pydicom("format")
     rank = find_rank()
     places = choose_devices(device, devices, rank)
-    low, high = _interval(guidance_interval)
-    sampling = Sampling(sampler, steps, guidance, (low, high), eta, spacing, start)
+    interval = read_interval(guidance_interval)
+    sampling = Sampling(sampler, steps, guidance, interval, eta, spacing, start)
     source = find_product(model, "model", revision)
     generator = Generator.from_pretrained(source.folder, "model")
     generator.check(sampling)
@@ -159,8 +165,7 @@ def generate(
         return
     if out.exists():
         raise UserError(f"out: {out} exists already; give another folder or remove it.")
-    for caution in generator.rarely_seen(requests.condition):
-        print(f"warning: {caution}", file=sys.stderr)
+    warn_of_unseen(requests.condition, generator)
     _say_unjudged(rejection)
     folder.open(len(requests))
     _run(Plan(source.folder, folder, requests, sampling, rejection), rank, places)
@@ -223,11 +228,8 @@ def _finish(plan: Plan) -> None:
 def _check_numbers(
     count: int, batch_size: int, seed: int, tries: int, threshold: float | None
 ) -> None:
-    for argument, value in (("count", count), ("batch_size", batch_size), ("reject_tries", tries)):
-        if value < 1:
-            raise UserError(f"{argument}: {value} is not possible; use 1 or more.")
-    if seed < 0:
-        raise UserError(f"seed: {seed} is negative; give 0 or more.")
+    check_numbers({"count": count, "batch_size": batch_size, "reject_tries": tries})
+    check_numbers({"seed": seed}, least=0)
     if threshold is not None and not 0.0 < threshold < 1.0:
         raise UserError(
             f"reject_threshold: {threshold} is no threshold; give a number between 0 and 1."
@@ -241,11 +243,7 @@ def _say_unjudged(rejection: Rejection | None) -> None:
 
 
 def _check_exclusive(sources: dict[str, Any], view: View | None, balance: bool) -> None:
-    given = [name for name, value in sources.items() if value is not None]
-    if len(given) > 1:
-        raise UserError(
-            f"{given[1]}: {sources[given[1]]} is given beside {given[0]}; give one of the two."
-        )
+    given = check_exclusive(sources)
     if balance and "like" not in given:
         raise UserError("balance: it says how to draw from a prepared data set; give --like too.")
     if view is not None and {"prompt", "like"} & set(given):
@@ -286,12 +284,3 @@ def _requests(
         return ImageRequests.like(train, count, seed, balance)
     names = (condition if condition is not None else DEFAULT).split(",")
     return ImageRequests.of_conditions([parse_condition(name) for name in names], count, view)
-
-
-def _interval(given: list[float] | None) -> list[float]:
-    if given is not None and len(given) != 2:
-        raise UserError(
-            f"guidance_interval: {' '.join(map(str, given))} is no interval; give two numbers from "
-            "0 to 1, the smaller first."
-        )
-    return given or [0.0, 1.0]

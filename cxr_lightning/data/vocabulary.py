@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from jaxtyping import Bool
 
-from cxr_lightning.data.policies import Labels, build_condition, imply
+from cxr_lightning.data.policies import PATHOLOGIES, Labels, build_condition, imply
 from cxr_lightning.errors import UserError
 from cxr_lightning.types import OBSERVATIONS, Condition
 
@@ -98,6 +98,29 @@ def find_observation(name: str) -> str | None:
 def condition_keys(text: str) -> list[str]:
     """The parts of `Pneumonia + pleural_effusion` as `CONDITIONS` would have them."""
     return [part.strip().lower().replace(" ", "_") for part in text.split("+")]
+
+
+def state_finding(condition: Condition, observation: str, present: bool) -> Condition:
+    """The condition with a finding stated, whatever it said of it before.
+
+    What No Finding means is kept: a present pathology denies it, and it denies all of them.
+
+    Args:
+        condition: What is known of each image.
+        observation: One of `OBSERVATIONS`.
+        present: Whether the finding is stated as present or as absent.
+    """
+    stated = {observation: present}
+    pathologies = [OBSERVATIONS[i] for i in PATHOLOGIES]
+    if present and observation == "No Finding":
+        stated |= dict.fromkeys(pathologies, False)
+    elif present and observation in pathologies:
+        stated["No Finding"] = False
+    value, known, uncertain = (part.clone() for part in condition[:3])
+    for name, state in stated.items():
+        column = OBSERVATIONS.index(name)
+        value[:, column], known[:, column], uncertain[:, column] = float(state), True, False
+    return condition._replace(value=value, known=known, uncertain=uncertain)
 
 
 def parse_condition(text: str) -> HealthCondition:

@@ -17,7 +17,7 @@ from cxr_lightning.data.vocabulary import HealthCondition, View
 from cxr_lightning.diffusion.batches import padded_batches
 from cxr_lightning.diffusion.priors import LatentPrior
 from cxr_lightning.diffusion.process import x0_from_epsilon, x0_from_velocity
-from cxr_lightning.diffusion.random import ImageNoise
+from cxr_lightning.diffusion.random import ImageNoise, Noise
 from cxr_lightning.diffusion.samplers import SamplerName, Sampling, Spacing, sample
 from cxr_lightning.diffusion.schedule import alpha_bar
 from cxr_lightning.diffusion.synthetic_images import SyntheticImages
@@ -248,10 +248,16 @@ class Generator(nn.Module):
             UserError: If the sampling does not fit the model.
         """
         noise = ImageNoise(seed, index, self.device)
-        z = None
-        if self.prior is not None:
-            z = self.prior(noise.normal(self.prior.noise_dim), condition)
-        return self._refine(z, condition, noise, sampling)
+        z = self.draw_latent(condition, noise)
+        return self.refine(z, condition, noise, sampling)
+
+    @torch.no_grad()
+    def draw_latent(self, condition: Condition, noise: Noise) -> Float[Tensor, "b d"] | None:
+        """Latent codes from the prior and the next numbers of the noise; None without a prior."""
+        if self.prior is None:
+            return None
+        z: Tensor = self.prior(noise.normal(self.prior.noise_dim), condition)
+        return z
 
     @torch.no_grad()
     def reconstruct(
@@ -270,9 +276,9 @@ class Generator(nn.Module):
         Raises:
             UserError: If the generator has no autoencoder.
         """
-        z, _ = self._needed_autoencoder().encode(image)
+        z = self.encode(image)
         noise = ImageNoise(seed, index, self.device)
-        return self._refine(z, condition, noise, sampling)
+        return self.refine(z, condition, noise, sampling)
 
     @torch.no_grad()
     def autoencode(self, image: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
@@ -281,8 +287,16 @@ class Generator(nn.Module):
         Raises:
             UserError: If the generator has no autoencoder.
         """
-        autoencoder = self._needed_autoencoder()
-        return autoencoder.decode(autoencoder.encode(image)[0])
+        return self._needed_autoencoder().decode(self.encode(image))
+
+    @torch.no_grad()
+    def encode(self, image: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b d"]:
+        """Latent codes of images in model range: the posterior means.
+
+        Raises:
+            UserError: If the generator has no autoencoder.
+        """
+        return self._needed_autoencoder().encode(image)[0]
 
     def _needed_autoencoder(self) -> Autoencoder:
         if self.autoencoder is None:
@@ -292,13 +306,29 @@ class Generator(nn.Module):
             )
         return self.autoencoder
 
-    def _refine(
+    @torch.no_grad()
+    def refine(
         self,
         z: Float[Tensor, "b d"] | None,
         condition: Condition,
-        noise: ImageNoise,
-        sampling: Sampling,
+        noise: Noise,
+        sampling: Sampling = Sampling(),
+        *,
+        other: tuple[Condition, Float[Tensor, " b"]] | None = None,
     ) -> Float[Tensor, "b 1 h w"]:
+        """Images of given latent codes and noise; model range.
+
+        Args:
+            z: Latent codes; None for an unconditional model.
+            condition: What the images show.
+            noise: Noise of the diffusion.
+            sampling: Sampler, steps, guidance.
+            other: A second condition, and its share s of each image, 0 to 1: the estimate of the
+                clean image is (1 - s) that of `condition` plus s that of the other.
+
+        Raises:
+            UserError: If the sampling does not fit the model.
+        """
         x_hat = None if z is None else self._needed_autoencoder().decode(z)
         if self.denoiser is None:
             assert x_hat is not None
@@ -311,6 +341,10 @@ class Generator(nn.Module):
         def estimate(y: Tensor, t: int) -> Tensor:
             a_t = float(schedule[t])
             predicted = predict_x0(denoiser, y, t, condition, x_hat, z, a_t)
+            if other is not None:
+                # The score of p(y_t | c)^(1 - s) p(y_t | c')^s (Liu et al. 2022, arXiv 2206.01714).
+                second = predict_x0(denoiser, y, t, other[0], x_hat, z, a_t)
+                predicted = torch.lerp(predicted, second, other[1][:, None, None, None])
             if not sampling.guided(t, denoiser.timesteps):
                 return predicted
             # The noise is an affine function of x_0, so this is guidance of the noise.

@@ -1,9 +1,20 @@
 """Randomness that belongs to an image, not to a batch."""
 
+from typing import Protocol, runtime_checkable
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+
+@runtime_checkable
+class Noise(Protocol):
+    """A source of standard normal numbers for each image of a batch."""
+
+    def normal(self, *shape: int) -> Float[Tensor, "b *shape"]:
+        """The next standard normal numbers of each image, of this shape each."""
+        ...
 
 
 class ImageNoise:

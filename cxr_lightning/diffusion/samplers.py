@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cxr_lightning.diffusion.process import add_noise, ddim_step, ddpm_step, epsilon_from_x0
-from cxr_lightning.diffusion.random import ImageNoise
+from cxr_lightning.diffusion.random import Noise
 from cxr_lightning.diffusion.solvers import Estimate, dpm_solver, unipc_correct, unipc_predict
 from cxr_lightning.errors import UserError
 
@@ -131,7 +131,7 @@ def levels(alpha_bar: Float[Tensor, " t1"]) -> Float[Tensor, " t1"]:
 
 def sample(
     estimate: CleanEstimate,
-    noise: ImageNoise,
+    noise: Noise,
     shape: tuple[int, int, int],
     alpha_bar: Float[Tensor, " t1"],
     sampling: Sampling,

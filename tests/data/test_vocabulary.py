@@ -1,8 +1,14 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from cxr_lightning.data.vocabulary import CONDITIONS, find_observation, parse_condition
+from cxr_lightning.data.vocabulary import (
+    CONDITIONS,
+    find_observation,
+    parse_condition,
+    state_finding,
+)
 from cxr_lightning.errors import UserError
 from cxr_lightning.types import OBSERVATIONS
 
@@ -111,3 +117,29 @@ def test_no_finding_with_devices_is_no_contradiction():
         "No Finding",
         "Support Devices",
     )
+
+
+@pytest.mark.parametrize("base", ["healthy", "pneumonia", "edema+support_devices"])
+def test_a_stated_finding_replaces_what_was_known(base):
+    before = parse_condition(base).request(2)
+    after = state_finding(before, "Pneumonia", True)
+    assert known(after) == known(before) | {"Pneumonia": 1, "No Finding": 0}
+    absent = state_finding(after, "Pneumonia", False)
+    assert known(absent) == known(after) | {"Pneumonia": 0}
+    assert not after.uncertain.any()
+
+
+def test_no_finding_denies_every_pathology():
+    ill = parse_condition("pneumonia+edema+support_devices").request(1)
+    said = known(state_finding(ill, "No Finding", True))
+    assert said.pop("No Finding") == said.pop("Support Devices") == 1
+    assert len(said) == 12
+    assert not any(said.values())
+
+
+def test_stating_a_finding_settles_an_uncertain_one_and_changes_no_other_condition():
+    before = parse_condition("edema").request(1)
+    before.uncertain[:, OBSERVATIONS.index("Pneumonia")] = True
+    copy = [part.clone() for part in before]
+    assert not state_finding(before, "Pneumonia", False).uncertain.any()
+    assert all(torch.equal(a, b) for a, b in zip(before, copy, strict=True))

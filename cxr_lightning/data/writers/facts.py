@@ -1,9 +1,11 @@
 """What the file of a synthetic image says of it."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from cxr_lightning import __version__
+
+Share = Literal["yes", "partly"]
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,12 @@ class ImageFacts:
         return synthetic_texts(self.product)
 
 
-def synthetic_texts(product: str | None) -> dict[str, str]:
+def synthetic_texts(product: str | None, share: Share = "yes") -> dict[str, str]:
     """Name and value of what every file of a synthetic image says.
 
     Args:
         product: SHA-256 of the generator product; None of networks in training.
+        share: Whether all of the picture is synthetic.
     """
-    texts = {"Synthetic": "yes", "Software": f"cxr_lightning {__version__}"}
+    texts: dict[str, str] = {"Synthetic": share, "Software": f"cxr_lightning {__version__}"}
     return texts if product is None else texts | {"Product-SHA256": product}

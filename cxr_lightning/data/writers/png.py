@@ -7,7 +7,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from cxr_lightning.data.writers.facts import ImageFacts, synthetic_texts
+from cxr_lightning.data.writers.facts import ImageFacts, Share, synthetic_texts
 
 
 def encode_png(pixels: UInt8[np.ndarray, "h w"], facts: ImageFacts) -> bytes:
@@ -17,9 +17,9 @@ def encode_png(pixels: UInt8[np.ndarray, "h w"], facts: ImageFacts) -> bytes:
     return file.getvalue()
 
 
-def synthetic_note(product: str | None) -> PngInfo:
+def synthetic_note(product: str | None, share: Share = "yes") -> PngInfo:
     """The text chunks of a synthetic image; see `synthetic_texts`."""
     note = PngInfo()
-    for name, value in synthetic_texts(product).items():
+    for name, value in synthetic_texts(product, share).items():
         note.add_text(name, value)
     return note

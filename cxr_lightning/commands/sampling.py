@@ -1,0 +1,124 @@
+"""What the commands share that draw images from a generator."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cxr_lightning.data.prompt import parse_prompt
+from cxr_lightning.data.vocabulary import parse_condition
+from cxr_lightning.diffusion.generator import Generator
+from cxr_lightning.diffusion.samplers import Sampling
+from cxr_lightning.errors import UserError
+from cxr_lightning.progress import progress_bar
+from cxr_lightning.synthesis.devices import Rank, choose_devices
+from cxr_lightning.types import Condition
+
+T = TypeVar("T")
+
+
+def read_interval(given: list[float] | None) -> tuple[float, float]:
+    """The guidance interval; all steps by default.
+
+    Raises:
+        UserError: If there are not two numbers.
+    """
+    if given is not None and len(given) != 2:
+        raise UserError(
+            f"guidance_interval: {' '.join(map(str, given))} is no interval; give two numbers from "
+            "0 to 1, the smaller first."
+        )
+    low, high = given or (0.0, 1.0)
+    return low, high
+
+
+def open_generator(model: str | Path, sampling: Sampling, device: str) -> Generator:
+    """A generator on its device, checked against the sampling.
+
+    Raises:
+        UserError: If there is no such product or device, or it cannot be sampled this way.
+    """
+    (target,) = choose_devices(device, 1, Rank())
+    generator = Generator.from_pretrained(model, "model")
+    generator.check(sampling)
+    return generator.to(target)
+
+
+def read_conditions(
+    condition: str | None, prompt: list[str] | None, most: int = 1
+) -> dict[str, Condition]:
+    """What images shall show: name, or text, and one row each; nothing stated by default.
+
+    Args:
+        condition: Health conditions, separated by commas.
+        prompt: Texts, in place of them; what was understood is printed.
+        most: Number of them, at most.
+
+    Raises:
+        UserError: If one cannot be understood, both arguments are given, or too many.
+    """
+    check_exclusive({"condition": condition, "prompt": prompt})
+    stated = {}
+    for text in prompt or []:
+        understood = parse_prompt(text)
+        print(understood.describe())
+        stated[text] = understood.condition(1)
+    for name in condition.split(",") if condition is not None else []:
+        stated[name] = parse_condition(name).request(1)
+    if len(stated) > most:
+        argument = "prompt" if condition is None else "condition"
+        raise UserError(f"{argument}: {len(stated)} are given; give {most} at most.")
+    return stated or {"unknown": Condition.unknown(1)}
+
+
+def warn_of_unseen(condition: Condition, generator: Generator) -> None:
+    """Says which requested observations were rare in training, where the product knows."""
+    for caution in generator.rarely_seen(condition):
+        print(f"warning: {caution}", file=sys.stderr)
+
+
+def batches(items: list[T], size: int) -> Iterator[list[T]]:
+    """The items in order, so many at once."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def draw_all(
+    draw: Callable[[list[T]], Float[Tensor, "b 1 h w"]], tiles: list[T], batch_size: int
+) -> Float[Tensor, "n 1 h w"]:
+    """An image of each of `tiles`, on the CPU, batch by batch."""
+    drawn = []
+    with progress_bar(total=len(tiles), unit="image") as bar:
+        for part in batches(tiles, batch_size):
+            drawn.append(draw(part).cpu())
+            bar.update(len(part))
+    return torch.cat(drawn)
+
+
+def check_numbers(numbers: dict[str, int], least: int = 1) -> None:
+    """Raises an error if one of the arguments is below the least possible number.
+
+    Raises:
+        UserError: Names the argument.
+    """
+    for argument, value in numbers.items():
+        if value < least:
+            raise UserError(f"{argument}: {value} is not possible; use {least} or more.")
+
+
+def check_exclusive(sources: dict[str, Any]) -> Sequence[str]:
+    """The arguments of these that were given, at most one.
+
+    Raises:
+        UserError: If there are two.
+    """
+    given = [name for name, value in sources.items() if value is not None]
+    if len(given) > 1:
+        raise UserError(
+            f"{given[1]}: {sources[given[1]]} is given beside {given[0]}; give one of the two."
+        )
+    return given
