@@ -21,10 +21,14 @@ COMMANDS = {
     "generate": "make a synthetic data set from a generator product",
     "evaluate": "measure a synthetic data set against a real one",
     "report": "turn evaluations into one HTML page, Markdown and JSON",
-    "benchmark": "images a second of a stage's training step (arguments of fit), or of --data",
+    "benchmark": "speed of a stage's training step (arguments of fit), of --data, beside --peers",
 }
 
-VARIANTS = {("prepare", "--describe"): "describe", ("benchmark", "--data"): "benchmark_data"}
+VARIANTS = {
+    ("prepare", "--describe"): "describe",
+    ("benchmark", "--data"): "benchmark_data",
+    ("benchmark", "--peers"): "benchmark_peers",
+}
 """Options that turn a command into another one, in the module of that name."""
 
 SEVERAL: dict[str, dict[str, dict[str, Any]]] = {
@@ -62,6 +66,13 @@ SEVERAL: dict[str, dict[str, dict[str, Any]]] = {
             "help": "From and to which share of the diffusion steps there is guidance, such as "
             "0.2 0.8 (0 the clean image, 1 pure noise); default: all of them.",
         },
+    },
+    "benchmark_peers": {
+        "peers": {
+            "type": str,
+            "nargs": "*",
+            "help": "diffusers, monai; both where none is named.",
+        }
     },
     "prepare": {
         "parts": {
@@ -164,7 +175,7 @@ def run_function(command: str, name: str, args: list[str]) -> None:
     parser.add_argument("--config", action="config", help="YAML file with the options.")
     several = SEVERAL.get(name, {})
     for option, settings in several.items():
-        parser.add_argument(f"--{option}", nargs="+", **settings)
+        parser.add_argument(f"--{option}", **{"nargs": "+", **settings})
     parser.add_function_arguments(function, as_positional=False, skip=set(several))
     parameters = inspect.signature(function).parameters
     args = state_flags(args, {key for key, p in parameters.items() if p.annotation is bool})
