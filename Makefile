@@ -19,7 +19,7 @@ FIT     = $(CXR) fit --config configs/$@.yaml --config configs/scale/$(SCALE).ya
           --data.root $(DATA) --data.image_size $(SIZE) --trainer.default_root_dir $(RUNS)/$@
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint type prepare describe vae ddpm moco finetune generate evaluate report pipeline benchmark benchmark-data gpu-check clean
+.PHONY: help demo test lint type prepare describe vae ddpm moco finetune generate evaluate report pipeline benchmark benchmark-data benchmark-peers gpu-check clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -88,6 +88,9 @@ benchmark: $(VENV)/installed  ## speed of stage 2's training step, as JSON
 
 benchmark-data: $(VENV)/installed  ## speed of the loader, as JSON: DATA=... BENCHMARK_FLAGS="--files ..."
 	$(CXR) benchmark --data $(DATA) $(BENCHMARK_FLAGS)
+
+benchmark-peers: $(VENV)/installed-dev  ## speed of training beside diffusers and MONAI, as JSON: BENCHMARK_FLAGS="--size 64"
+	$(CXR) benchmark --peers $(BENCHMARK_FLAGS)
 
 gpu-check: $(VENV)/installed-dev  ## what needs a GPU: its tests, then the speed of stage 2
 	$(VENV)/bin/python -m pytest -m gpu $(PYTEST_FLAGS)

@@ -24,10 +24,14 @@ COMMANDS = {
     "evaluate": "measure a synthetic data set against a real one",
     "report": "turn evaluations into one HTML page, Markdown and JSON",
     "push": "put a product with its card on the Hugging Face Hub",
-    "benchmark": "images a second of a stage's training step (arguments of fit), or of --data",
+    "benchmark": "speed of a stage's training step (arguments of fit), of --data, beside --peers",
 }
 
-VARIANTS = {("prepare", "--describe"): "describe", ("benchmark", "--data"): "benchmark_data"}
+VARIANTS = {
+    ("prepare", "--describe"): "describe",
+    ("benchmark", "--data"): "benchmark_data",
+    ("benchmark", "--peers"): "benchmark_peers",
+}
 """Options that turn a command into another one, in the module of that name."""
 
 GUIDANCE_INTERVAL = {
@@ -91,6 +95,13 @@ SEVERAL: dict[str, dict[str, dict[str, Any]]] = {
             "ones.",
         },
         "guidance_interval": GUIDANCE_INTERVAL,
+    },
+    "benchmark_peers": {
+        "peers": {
+            "type": str,
+            "nargs": "*",
+            "help": "diffusers, monai; both where none is named.",
+        }
     },
     "prepare": {
         "parts": {
@@ -193,7 +204,7 @@ def run_function(command: str, name: str, args: list[str]) -> None:
     parser.add_argument("--config", action="config", help="YAML file with the options.")
     several = SEVERAL.get(name, {})
     for option, settings in several.items():
-        parser.add_argument(f"--{option}", nargs="+", **settings)
+        parser.add_argument(f"--{option}", **{"nargs": "+", **settings})
     parser.add_function_arguments(function, as_positional=False, skip=set(several))
     parameters = inspect.signature(function).parameters
     args = state_flags(args, {key for key, p in parameters.items() if p.annotation is bool})

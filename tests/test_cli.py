@@ -158,6 +158,7 @@ def test_a_flag_needs_no_value() -> None:
         (["prepare", "--out", "x", "--describe=y"], "describe"),
         (["benchmark", "--data", "x"], "benchmark_data"),
         (["benchmark", "--data.root", "x"], "benchmark"),
+        (["benchmark", "--peers", "--size", "8"], "benchmark_peers"),
         (["fit", "--data", "x"], "fit"),
     ],
 )

@@ -124,6 +124,25 @@ class Stage(LightningModule, ABC):
                 prog_bar=name == "loss",
             )
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips the gradients by norm or value, also for a fused optimizer under `bf16-mixed`.
+
+        Lightning refuses a fused optimizer there, since it would divide by the scale of the loss
+        itself; but in bfloat16 the loss has no scale.
+        """
+        if not gradient_clip_val or self.trainer.precision != "bf16-mixed":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        plugin = self.trainer.precision_plugin
+        by_value = gradient_clip_algorithm == "value"
+        clip = plugin.clip_grad_by_value if by_value else plugin.clip_grad_by_norm
+        clip(optimizer, gradient_clip_val)
+
     def configure_optimizers(self) -> Any:
         """The optimizer over the trainable parameters, with warm-up and decay."""
         optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
@@ -143,4 +162,4 @@ class Stage(LightningModule, ABC):
 
 def default_optimizer(parameters: Any) -> torch.optim.Optimizer:
     """AdamW with learning rate 1e-4, for stages built without a configuration."""
-    return torch.optim.AdamW(parameters, lr=1e-4)
+    return torch.optim.AdamW(parameters, lr=1e-4, fused=True)

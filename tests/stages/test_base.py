@@ -1,12 +1,14 @@
 """What the stages share: random draws, seeding, learning rate."""
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from cxr_lightning.stages.base import Stage
+from cxr_lightning.data.datamodule import CheXpertDataModule
+from cxr_lightning.stages.base import Stage, default_optimizer
 from cxr_lightning.stages.vae import VAE
 from cxr_lightning.types import Batch, Condition
 
@@ -87,3 +89,47 @@ def test_optimizer_gets_what_is_trained_and_only_that():
 
 def test_a_stage_without_generator_has_none():
     assert Stage.generator(stage()) is None
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize(("algorithm", "order"), [("norm", 2.0), ("value", math.inf)])
+def test_gradients_are_clipped_with_a_fused_optimizer(
+    prepared, quiet_trainer, precision, algorithm, order
+):
+    module = VAE(image_size=32, width=4, latent_dim=3)
+    trainer = quiet_trainer(
+        max_steps=1,
+        limit_val_batches=0,
+        precision=precision,
+        gradient_clip_val=1e-3,
+        gradient_clip_algorithm=algorithm,
+    )
+    trainer.fit(module, datamodule=CheXpertDataModule(prepared, batch_size=4, image_size=32))
+    assert trainer.optimizers[0].defaults["fused"]
+    gradient = torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
+    # the loss sums over pixels, so gradients are far larger: clipping leaves exactly the limit
+    assert torch.linalg.vector_norm(gradient, order).item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_float16_has_a_loss_scale_so_lightning_clips_there():
+    module = stage()
+    module._trainer = SimpleNamespace(precision="16-mixed")
+    asked = []
+    module.clip_gradients = lambda *args: asked.append(args)
+    optimizer = default_optimizer(module.parameters())
+    module.configure_gradient_clipping(optimizer, 1.0, "norm")
+    assert asked == [(optimizer, 1.0, "norm")]
+
+
+def test_the_fused_optimizer_is_adamw():
+    torch.manual_seed(0)
+    first = torch.nn.Parameter(torch.randn(50))
+    second = torch.nn.Parameter(first.detach().clone())
+    fused, plain = default_optimizer([first]), torch.optim.AdamW([second], lr=1e-4, fused=False)
+    for _ in range(5):
+        first.grad = torch.randn(50)
+        second.grad = first.grad.clone()
+        fused.step()
+        plain.step()
+    # five steps of float32
+    torch.testing.assert_close(first, second, rtol=0, atol=1e-6)
