@@ -210,6 +210,14 @@ def test_commands_of_the_card_parse(products, name, tmp_path, monkeypatch):
     assert yaml.safe_load(said.getvalue())
 
 
+def test_a_text_encoder_is_named_with_what_it_is_for(card):
+    assert "--text_encoder" not in card
+    manifest = MANIFEST | {"parents": {"autoencoder": "1" * 64, "text_encoder": "9" * 64}}
+    made = model_card(manifest, CONFIGS)
+    assert f"- text_encoder: `{'9' * 64}`" in made
+    assert '--prompt "small left pneumonia" --text_encoder FOLDER' in section(made, "How to use it")
+
+
 def test_an_evaluation_takes_the_place_of_the_last_one(card):
     first = complete_card(card, "me/mine", "| FID | 1\\2 |")
     assert (
