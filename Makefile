@@ -19,7 +19,7 @@ FIT     = $(CXR) fit --config configs/$@.yaml --config configs/scale/$(SCALE).ya
           --data.root $(DATA) --data.image_size $(SIZE) --trainer.default_root_dir $(RUNS)/$@
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint type prepare describe vae ddpm moco finetune generate evaluate report pipeline benchmark benchmark-data benchmark-peers gpu-check clean
+.PHONY: help demo test lint type prepare describe vae ddpm moco finetune distill generate evaluate report pipeline benchmark benchmark-data benchmark-peers gpu-check clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -60,6 +60,9 @@ finetune: $(VENV)/installed  ## stage 4: the DDPM with the representation loss
 	$(FIT) --model.init_args.generator $(RUNS)/ddpm/product \
 		--model.init_args.encoder $(RUNS)/moco/product \
 		--generation.encoder $(RUNS)/moco/product $(FINETUNE_FLAGS)
+
+distill: $(VENV)/installed  ## optional, not in pipeline: the fine-tuned generator, made fast (1 to 4 steps)
+	$(FIT) --model.init_args.generator $(RUNS)/finetune/product $(DISTILL_FLAGS)
 
 generate: $(VENV)/installed  ## the synthetic data set
 	test -d $(RUNS)/synthetic || $(CXR) generate --model $(RUNS)/finetune/product \

@@ -54,6 +54,10 @@ def fit_args(stage: str, prepared: Path, runs: Path) -> list[str]:
             "--samples.sampling.steps=2",
             "--generation.sampling.steps=2",
         ],
+        "distill": [
+            f"--model.init_args.generator={runs}/ddpm/product",
+            "--model.init_args.halve_every=2",
+        ],
     }
     return [
         "fit",
@@ -74,7 +78,7 @@ def table(prepared: Path) -> list[dict[str, str]]:
 def runs(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of the whole pipeline, from the four fits to the report."""
     runs = tmp_path_factory.mktemp("runs")
-    for stage in ("vae", "ddpm", "moco", "finetune"):
+    for stage in ("vae", "ddpm", "moco", "finetune", "distill"):
         main(fit_args(stage, prepared, runs))
     generator, encoder = f"{runs}/finetune/product", f"{runs}/moco/product"
     main(
@@ -96,6 +100,7 @@ def test_every_stage_hands_over_a_product(runs: Path) -> None:
         "ddpm": "generator",
         "moco": "encoder",
         "finetune": "generator",
+        "distill": "generator",
     }
     for stage, kind in kinds.items():
         manifest = check_product(runs / stage / "product", kind, "test")
@@ -114,6 +119,8 @@ def test_products_name_their_parents(runs: Path) -> None:
         "generator": sha("ddpm", "generator"),
         "encoder": sha("moco", "encoder"),
     }
+    distill = check_product(runs / "distill/product", "generator", "test")
+    assert distill["parents"] == {"generator": sha("ddpm", "generator")}
 
 
 def test_metrics_are_logged(runs: Path) -> None:
@@ -127,6 +134,12 @@ def test_metrics_are_logged(runs: Path) -> None:
             "finetune/valid/fid_fixed",
             "finetune/valid/rrs",
         ],
+        "distill": [
+            "distill/train/loss",
+            "distill/train/gap",
+            "distill/valid/loss",
+            "distill/valid/fid_fixed",
+        ],
     }
     for stage, keys in expected.items():
         with (runs / stage / "csv/version_0/metrics.csv").open() as file:
@@ -138,7 +151,7 @@ def test_metrics_are_logged(runs: Path) -> None:
 
 
 def test_sample_grids_are_written(runs: Path) -> None:
-    for stage in ("vae", "ddpm", "finetune"):
+    for stage in ("vae", "ddpm", "finetune", "distill"):
         grids = list((runs / stage / "samples").glob("*-generated-*.png"))
         assert len(grids) == 2
         with Image.open(grids[0]) as picture:
@@ -154,6 +167,24 @@ def test_synthetic_data_set_is_complete(runs: Path) -> None:
         with Image.open(runs / "synthetic" / image["path"]) as picture:
             assert picture.size == (32, 32)
             assert picture.info["Synthetic"] == "yes"
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_the_tuned_generator_makes_images_in_few_steps(
+    steps: int, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = f"--model={runs}/distill/product", tmp_path / "few"
+    asked = ["--condition=healthy", "--count=2", "--device=cpu", f"--steps={steps}"]
+    main(["generate", model, f"--out={out}", *asked, "--sampler=consistency"])
+    assert len(list(out.rglob("*.png"))) == 2
+    assert json.loads((out / "manifest.json").read_text())["steps"] == steps
+    assert "warning: the sampler" not in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        main(["generate", model, f"--out={tmp_path}/other", *asked, "--sampler=ddim"])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert "sampler: ddim does not suit this model" in said
+    assert "use sampler consistency and steps 1 to 4, best 2" in said
 
 
 def test_report_shows_the_whitepapers_table(runs: Path) -> None:
@@ -220,7 +251,7 @@ def test_benchmark_prints_figures_and_leaves_nothing(
 
 
 @pytest.mark.parametrize("scale", sorted((CONFIGS / "scale").glob("*.yaml")), ids=lambda p: p.stem)
-@pytest.mark.parametrize("stage", ["vae", "ddpm", "moco", "finetune"])
+@pytest.mark.parametrize("stage", ["vae", "ddpm", "moco", "finetune", "distill"])
 def test_every_scale_fits_every_stage(
     stage: str, scale: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -259,7 +290,7 @@ def test_every_overlay_fits_its_stage(overlay: Path, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["vae", "ddpm"])
+@pytest.mark.parametrize("stage", ["vae", "ddpm", "distill"])
 def test_two_processes_train_the_same_weights_as_one(
     stage: str, runs: Path, prepared: Path, tmp_path: Path
 ) -> None:
@@ -280,7 +311,7 @@ def test_two_processes_train_the_same_weights_as_one(
         subprocess.run(
             [sys.executable, "-m", "cxr_lightning", *args], check=True, capture_output=True
         )
-    part = "denoiser" if stage == "ddpm" else "."
+    part = "." if stage == "vae" else "denoiser"
     one = load_file(tmp_path / "one/product" / part / "model.safetensors")
     two = load_file(tmp_path / "two/product" / part / "model.safetensors")
     for name, weights in one.items():

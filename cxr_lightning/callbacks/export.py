@@ -94,5 +94,10 @@ class Export(Callback):
             "metrics": {k: float(v) for k, v in sorted(trainer.callback_metrics.items())},
             "config": self.config,
         }
+        if product.sampling is not None:
+            facts["sampling"] = {
+                "sampler": product.sampling.sampler,
+                "steps": product.sampling.steps,
+            }
         folder = self.folder or Path(trainer.default_root_dir) / "product"
         save_product(folder, product.kind, product.networks, facts)

@@ -80,7 +80,8 @@ def generate(
     --devices, and ends with the same bytes; OUT appears when all images are there.
 
     Args:
-        model: Product of stage 2 or 4: its folder, or its name on the Hugging Face Hub (org/name).
+        model: Product of stage 2, 4 or 5: its folder, or its name on the Hugging Face Hub
+            (org/name).
         out: Folder to write; must not exist.
         condition: Health conditions, separated by commas; several findings in one image are joined
             by a plus sign, as in pneumonia+pleural_effusion. Default, without prompt and like:
@@ -98,7 +99,8 @@ def generate(
         seed: Seed of the data set.
         format: png; jpeg (quality 95); or dicom (Secondary Capture, needs pydicom). Every file says
             that it is synthetic.
-        sampler: ddpm (ancestral), ddim, dpmpp_2m, dpmpp_3m (DPM-Solver++) or unipc.
+        sampler: ddpm (ancestral), ddim, dpmpp_2m, dpmpp_3m (DPM-Solver++) or unipc; consistency,
+            with 1 to 4 steps, for products of configs/distill.yaml.
         steps: Number of denoising steps.
         guidance: Weight of classifier-free guidance; 1 for none, larger for stronger conditions.
         guidance_interval: From and to which share of the diffusion steps there is guidance, such as
@@ -165,6 +167,7 @@ def generate(
         return
     if out.exists():
         raise UserError(f"out: {out} exists already; give another folder or remove it.")
+    _warn_of_sampler(sampling, generator)
     warn_of_unseen(requests.condition, generator)
     _say_unjudged(rejection)
     folder.open(len(requests))
@@ -256,6 +259,15 @@ def _identify(model: str | Path, source: ProductSource, generator: Generator) ->
     """The product as it was named, its hash, and its commit on the Hub."""
     product = {"path": str(model), "sha256": str(generator.manifest["sha256"])}
     return product if source.commit is None else product | {"commit": source.commit}
+
+
+def _warn_of_sampler(sampling: Sampling, generator: Generator) -> None:
+    if sampling.sampler == "consistency" and generator.own_sampling is None:
+        print(
+            "warning: the sampler consistency is for products of configs/distill.yaml, and this is "
+            "none: its images vary too little and are blurred",
+            file=sys.stderr,
+        )
 
 
 def _requests(

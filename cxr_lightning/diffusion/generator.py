@@ -16,7 +16,7 @@ from cxr_lightning.data.transforms import to_image
 from cxr_lightning.data.vocabulary import HealthCondition, View
 from cxr_lightning.diffusion.batches import padded_batches
 from cxr_lightning.diffusion.priors import LatentPrior
-from cxr_lightning.diffusion.process import x0_from_epsilon, x0_from_velocity
+from cxr_lightning.diffusion.process import x0_from_output
 from cxr_lightning.diffusion.random import ImageNoise, Noise
 from cxr_lightning.diffusion.samplers import SamplerName, Sampling, Spacing, sample
 from cxr_lightning.diffusion.schedule import alpha_bar
@@ -98,6 +98,11 @@ class Generator(nn.Module):
         return network.image_size
 
     @property
+    def own_sampling(self) -> Sampling | None:
+        """How the images must be made, where the model was tuned to one sampler."""
+        return Sampling(**self.manifest["sampling"]) if "sampling" in self.manifest else None
+
+    @property
     def text_encoder(self) -> str | None:
         """Hash of the text encoder that the model was trained with; None without one."""
         found: str | None = self.manifest.get("parents", {}).get("text_encoder")
@@ -123,6 +128,12 @@ class Generator(nn.Module):
                 f"guidance: {sampling.guidance} needs a model that was trained without its "
                 "condition at times, but model.drop_condition of this one was 0; use 1, or train "
                 "it with 0.1."
+            )
+        own = self.own_sampling
+        if own is not None and sampling.sampler != own.sampler:
+            raise UserError(
+                f"sampler: {sampling.sampler} does not suit this model, which was tuned to few "
+                f"steps of another; use sampler {own.sampler} and steps 1 to 4, best {own.steps}."
             )
         if sampling.start < 1.0 and self.autoencoder is None:
             raise UserError(
@@ -398,5 +409,4 @@ def predict_x0(
     """The denoiser's estimate of the clean image at one step t with alpha_bar `a_t`."""
     steps = torch.full((len(y),), t, device=y.device)
     output: Tensor = denoiser(y, steps, condition, x_hat, z=z)
-    invert = x0_from_epsilon if denoiser.prediction == "epsilon" else x0_from_velocity
-    return invert(y, output, y.new_full((len(y),), a_t))
+    return x0_from_output(denoiser.prediction, y, output, y.new_full((len(y),), a_t))

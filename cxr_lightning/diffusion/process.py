@@ -9,6 +9,8 @@ differ only in what the network is shown (`networks.unet.Denoiser`).
 A_t is alpha_bar_t, with A_0 = 1; arguments named `a_t` hold it for each image.
 """
 
+from typing import Literal
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -55,6 +57,21 @@ def x0_from_velocity(
     """
     signal, sigma = _scales(a_t)
     return signal * y_t - sigma * v
+
+
+def x0_from_output(
+    prediction: Literal["epsilon", "v"],
+    y_t: Float[Tensor, "b c h w"],
+    output: Float[Tensor, "b c h w"],
+    a_t: Float[Tensor, " b"],
+) -> Float[Tensor, "b c h w"]:
+    """Clean image from what a denoiser of either prediction put out.
+
+    At A_t = 1, time 0, it is y_0 whatever the output: the boundary condition of a consistency
+    function (Song et al. 2023, arXiv 2303.01469, section 3), without further means.
+    """
+    invert = x0_from_epsilon if prediction == "epsilon" else x0_from_velocity
+    return invert(y_t, output, a_t)
 
 
 def ddpm_step(

@@ -15,7 +15,7 @@ from cxr_lightning.diffusion.random import Noise
 from cxr_lightning.diffusion.solvers import Estimate, dpm_solver, unipc_correct, unipc_predict
 from cxr_lightning.errors import UserError
 
-SamplerName = Literal["ddpm", "ddim", "dpmpp_2m", "dpmpp_3m", "unipc"]
+SamplerName = Literal["ddpm", "ddim", "dpmpp_2m", "dpmpp_3m", "unipc", "consistency"]
 Spacing = Literal["trailing", "logsnr"]
 CleanEstimate = Callable[[Float[Tensor, "b c h w"], int], Float[Tensor, "b c h w"]]
 """Estimates x_0; called with the state y_t and the step t in 1..T."""
@@ -30,7 +30,8 @@ class Sampling:
 
     Attributes:
         sampler: `ddpm`, ancestral; `ddim`; `dpmpp_2m` and `dpmpp_3m`, DPM-Solver++; `unipc`, UniPC
-            of order 3.
+            of order 3; `consistency`, for models tuned to few steps: the estimate with fresh noise
+            (Song et al. 2023, arXiv 2303.01469, algorithm 1).
         steps: Number of denoising steps, and of network evaluations without guidance.
         guidance: Weight g of classifier-free guidance, null + g (conditional - null) (Ho and
             Salimans 2022, arXiv 2207.12598); 1 is no guidance and costs half.
@@ -192,10 +193,12 @@ def _one_step(
     a: Sequence[float],
     sampling: Sampling,
 ) -> Float[Tensor, "b c h w"]:
-    """A step of `ddpm` or `ddim`, which look at one estimate only."""
+    """A step of `ddpm`, `ddim` or `consistency`, which look at one estimate only."""
     a_t, a_prev = a
-    stochastic = sampling.sampler == "ddpm" or sampling.eta > 0.0
+    stochastic = sampling.sampler != "ddim" or sampling.eta > 0.0
     fresh = normal(*y.shape[1:]) if stochastic else torch.zeros_like(y)
+    if sampling.sampler == "consistency":
+        return add_noise(x0, fresh, y.new_full((len(y),), a_prev))
     if sampling.sampler == "ddpm":
         return ddpm_step(y, x0, fresh, a_t, a_prev)
     epsilon = epsilon_from_x0(y, x0, y.new_full((len(y),), a_t))

@@ -32,6 +32,7 @@ HELD_OUT: RealSplit = "valid"
 GRID_IMAGES = 8
 FEW_PATIENTS = 16
 SAMPLING = Sampling("ddim", steps=20)
+"""Of reconstructions, unless the generator was tuned to a sampler of its own."""
 
 MEANINGS = {
     "rrs": "original against its reconstruction by autoencoder and denoiser",
@@ -129,8 +130,9 @@ class _Scorer:
         stated = self.condition.request(len(rows))
         condition = type(stated)(*(part.to(image.device) for part in stated))
         index = torch.from_numpy(rows).to(image.device)
+        sampling = self.generator.own_sampling or SAMPLING
         return self.generator.reconstruct(
-            image, condition, index, SAMPLING, seed=self.inputs.settings.seed
+            image, condition, index, sampling, seed=self.inputs.settings.seed
         )
 
     def _images(self, rows: Int[np.ndarray, " b"]) -> Float[Tensor, "b 1 h w"]:
@@ -172,6 +174,7 @@ def _records(
     if same is not None and same.sum() > 0:
         terms["nrrs"] = (scores.distances["rrs"], same)
     patients = inputs.real_patients[rows]
+    protocol = {"rrs": _protocol(inputs, scores)}
     records = []
     for name, (numerator, denominator) in terms.items():
         statistic = partial(_ratio, numerator, denominator)
@@ -189,7 +192,7 @@ def _records(
                 n_synthetic=len(rows) if name in ("rrs", "nrrs", "rrs_vae") else 0,
                 source=inputs.encoder_source,
                 warning=_warning(inputs, patients) if name in ("rrs", "nrrs") else None,
-                details={"meaning": MEANINGS[name]} | (_protocol(scores) if name == "rrs" else {}),
+                details={"meaning": MEANINGS[name]} | protocol.get(name, {}),
             )
         )
     floor = next(r for r in records if r.metric == "rrs_floor_pixel")
@@ -210,13 +213,15 @@ def _mean(values: Float64[np.ndarray, " n"]) -> float:
     return float(values.mean())
 
 
-def _protocol(scores: _Scores) -> dict[str, Any]:
+def _protocol(inputs: EvaluationInputs, scores: _Scores) -> dict[str, Any]:
+    own = None if inputs.generator is None else inputs.generator.own_sampling
+    sampling = own or SAMPLING
     return {
         "median": float(np.median(scores.distances["rrs"])),
         "l1_per_dimension": _mean(scores.l1),
         "split": HELD_OUT,
-        "sampler": SAMPLING.sampler,
-        "steps": SAMPLING.steps,
+        "sampler": sampling.sampler,
+        "steps": sampling.steps,
     }
 
 

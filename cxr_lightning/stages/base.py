@@ -1,4 +1,4 @@
-"""Stage: what the four stages share."""
+"""Stage: what the stages share."""
 
 import os
 from abc import ABC, abstractmethod
@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from cxr_lightning.data.datamodule import CheXpertDataModule
 from cxr_lightning.diffusion.generator import Generator
+from cxr_lightning.diffusion.samplers import Sampling
 from cxr_lightning.types import Batch
 
 Decay = Literal["constant", "cosine"]
@@ -29,11 +30,13 @@ class Product:
         kind: `autoencoder`, `generator` or `encoder`.
         networks: Name to network, as `artifacts.save_product` takes them.
         parents: Role to sha256 of each product that this one was made from.
+        sampling: Sampler and steps of a generator that was tuned to them.
     """
 
     kind: str
     networks: Mapping[str, nn.Module]
     parents: Mapping[str, str]
+    sampling: Sampling | None = None
 
 
 class Stage(LightningModule, ABC):

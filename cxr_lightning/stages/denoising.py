@@ -1,4 +1,4 @@
-"""What stages 2 and 4 share: the networks of a generator in training, and one noised batch."""
+"""What stages 2, 4 and 5 share: the networks of a generator in training, and one noised batch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +12,7 @@ from cxr_lightning.data.datamodule import CheXpertDataModule
 from cxr_lightning.data.text_encoder import check_text_encoder
 from cxr_lightning.diffusion.generator import Generator
 from cxr_lightning.diffusion.priors import LatentPrior
-from cxr_lightning.diffusion.process import (
-    add_noise,
-    velocity,
-    x0_from_epsilon,
-    x0_from_velocity,
-)
+from cxr_lightning.diffusion.process import add_noise, velocity, x0_from_output
 from cxr_lightning.diffusion.random import ImageNoise
 from cxr_lightning.diffusion.schedule import alpha_bar
 from cxr_lightning.diffusion.weighting import min_snr_weight
@@ -147,13 +142,48 @@ class GeneratorInTraining(nn.Module):
         a_t = self.alpha_bar[draws.t]
         y = add_noise(image, draws.noise, a_t)
         predicted = denoiser(y, draws.t, condition, x_hat, draws.x_hat_known, z)
-        if denoiser.prediction == "epsilon":
-            target, x0 = draws.noise, x0_from_epsilon(y, predicted, a_t)
-        else:
-            target = velocity(image, draws.noise, a_t)
-            x0 = x0_from_velocity(y, predicted, a_t)
+        x0 = x0_from_output(denoiser.prediction, y, predicted, a_t)
+        is_noise = denoiser.prediction == "epsilon"
+        target = draws.noise if is_noise else velocity(image, draws.noise, a_t)
         error = (predicted - target).square().flatten(1).mean(1)
         return Denoised(error, x0, a_t, denoiser.prediction)
+
+    def estimates(
+        self,
+        image: Float[Tensor, "b 1 h w"],
+        condition: Condition,
+        draws: Draws,
+        earlier: Int[Tensor, " b"],
+        *,
+        averaged: bool = False,
+    ) -> tuple[Float[Tensor, "b 1 h w"], Float[Tensor, "b 1 h w"]]:
+        """Estimates of the clean image at two times of one straight path x_0 to noise.
+
+        The same weights, dropout masks, x_hat and noise at both.
+
+        Args:
+            image: Clean images x_0, model range.
+            condition: What the denoiser is told of them.
+            draws: The random numbers; `draws.t` is the later time.
+            earlier: The earlier time r of each image, 0 to T.
+            averaged: Whether the averaged weights estimate.
+
+        Returns:
+            The estimate at the later time, and that at the earlier time without gradient.
+        """
+        denoiser = self.average if averaged else self.denoiser
+        x_hat, z = self._reconstruct(image, draws.latent_noise)
+
+        def estimate(t: Int[Tensor, " b"]) -> Float[Tensor, "b 1 h w"]:
+            a_t = self.alpha_bar[t]
+            y = add_noise(image, draws.noise, a_t)
+            output = denoiser(y, t, condition, x_hat, draws.x_hat_known, z)
+            return x0_from_output(denoiser.prediction, y, output, a_t)
+
+        devices = [image.device] if image.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), torch.no_grad():  # so that dropout draws the same
+            target = estimate(earlier)
+        return estimate(draws.t), target
 
     @torch.no_grad()
     def _reconstruct(
@@ -187,6 +217,21 @@ def text_parent(manifest: dict[str, Any], folder: Path | None) -> dict[str, str]
     encoder = check_text_encoder(folder, wanted, "data.text_encoder")
     assert encoder is not None
     return {"text_encoder": encoder.sha256}
+
+
+def load_generator(folder: Path, image_size: int) -> Generator:
+    """The generator product that a stage starts from.
+
+    Raises:
+        UserError: If it is missing, wrong, or of another image size.
+    """
+    start = Generator.from_pretrained(folder, "model.generator")
+    if start.image_size != image_size:
+        raise UserError(
+            f"model.generator: {folder} makes images of {start.image_size} pixels, but "
+            f"data.image_size is {image_size}; use a generator of that size."
+        )
+    return start
 
 
 def check_gamma(gamma: float | None, schedule: Schedule) -> float | None:

@@ -10,7 +10,6 @@ from torch import Tensor
 from cxr_lightning.artifacts import check_product, load_network
 from cxr_lightning.data.transforms import to_image
 from cxr_lightning.diffusion.generator import Generator
-from cxr_lightning.errors import UserError
 from cxr_lightning.losses.representation import representation_loss
 from cxr_lightning.networks.encoder import Encoder
 from cxr_lightning.networks.frozen import Frozen
@@ -19,6 +18,7 @@ from cxr_lightning.stages.denoising import (
     GeneratorInTraining,
     check_gamma,
     fixed_draws,
+    load_generator,
     random_draws,
     random_drop,
     text_parent,
@@ -71,18 +71,12 @@ class Finetune(Stage):
         decay: Decay = "constant",
     ) -> None:
         super().__init__(optimizer, warmup_steps, decay)
-        start = Generator.from_pretrained(generator, "model.generator")
-        if start.image_size != image_size:
-            raise UserError(
-                f"model.generator: {generator} makes images of {start.image_size} pixels, but "
-                f"data.image_size is {image_size}; use a generator of that size."
-            )
-        manifest = check_product(generator, "generator", "model.generator")
+        start = load_generator(generator, image_size)
         self.parents = {
-            "generator": manifest["sha256"],
+            "generator": start.manifest["sha256"],
             "encoder": check_product(encoder, "encoder", "model.encoder")["sha256"],
         }
-        self.parents |= text_parent(manifest, text_encoder)
+        self.parents |= text_parent(start.manifest, text_encoder)
         assert start.denoiser is not None
         denoiser = start.denoiser.train().requires_grad_(True)
         self.networks = GeneratorInTraining(denoiser, start.autoencoder, ema_decay, start.prior)

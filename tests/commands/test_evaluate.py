@@ -191,6 +191,26 @@ def test_score_by_the_encoder_of_the_fine_tuning_is_flagged(
     assert "with this very encoder" in records_of(tmp_path / "out")["rrs", "healthy"]["warning"]
 
 
+def test_a_generator_tuned_to_few_steps_reconstructs_with_its_own_sampler(
+    real: Path, synthetic: Path, encoder: Path, tmp_path: Path
+) -> None:
+    facts = {"sampling": {"sampler": "consistency", "steps": 2}}
+    generator = make_generator(tmp_path / "generator", facts=facts)
+    products: dict[str, Any] = {"encoder": encoder, "generator": generator}
+    evaluate(
+        real,
+        synthetic,
+        tmp_path / "out",
+        extractor=["fixed"],
+        axes=["representation"],
+        bootstrap=0,
+        reconstructions=2,
+        **products,
+    )
+    details = records_of(tmp_path / "out")["rrs", "healthy"]["details"]
+    assert details | facts["sampling"] == details
+
+
 def test_condition_without_held_out_images_is_skipped(
     real: Path, synthetic: Path, encoder: Path, tmp_path: Path
 ) -> None:

@@ -410,3 +410,12 @@ def test_a_finding_that_training_never_showed_is_told_with_its_count(
     assert "warning: only 0 training images of this model show Edema" in said
     assert "Pneumonia:" not in said
     assert "Fracture" not in said
+
+
+def test_consistency_sampling_of_a_generator_that_was_not_tuned_is_warned_of(run, tmp_path, capsys):
+    run(tmp_path / "synthetic", sampler="consistency", count=1)
+    assert "the sampler consistency is for products of configs/distill.yaml" in (
+        capsys.readouterr().err
+    )
+    run(tmp_path / "usual", count=1)
+    assert "consistency" not in capsys.readouterr().err

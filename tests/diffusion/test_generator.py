@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cxr_lightning.artifacts import save_product
 from cxr_lightning.data.transforms import to_image
 from cxr_lightning.diffusion.generator import Generator, predict_x0
 from cxr_lightning.diffusion.priors import LatentPrior
@@ -311,3 +312,16 @@ def test_loaded_product_is_frozen_and_makes_the_same_images(products: Path, name
     made = generator.sample(asked(1), torch.arange(1), Sampling(steps=3))
     again = Generator.from_pretrained(products / name)
     assert torch.equal(again.sample(asked(1), torch.arange(1), Sampling(steps=3)), made)
+
+
+def test_a_product_that_was_tuned_to_a_sampler_refuses_others(tmp_path, make_denoiser):
+    tuned = {"sampling": {"sampler": "consistency", "steps": 2}}
+    save_product(tmp_path / "p", "generator", {"denoiser": make_denoiser(form="uncond")}, tuned)
+    generator = Generator.from_pretrained(tmp_path / "p")
+    assert generator.own_sampling == Sampling("consistency", 2)
+    generator.check(Sampling("consistency", 4))
+    message = (
+        r"^sampler: unipc does not suit .* use sampler consistency and steps 1 to 4, best 2\.$"
+    )
+    with pytest.raises(UserError, match=message):
+        generator.sample(asked(1), torch.arange(1), Sampling("unipc", 2))

@@ -1,0 +1,167 @@
+"""Stage 5, optional: the denoiser is tuned to make images in one to four steps."""
+
+from pathlib import Path
+from typing import Any, final
+
+from jaxtyping import Float, UInt8
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+
+from cxr_lightning.data.transforms import to_image
+from cxr_lightning.diffusion.consistency import earlier_time, gap_at
+from cxr_lightning.diffusion.generator import Generator
+from cxr_lightning.diffusion.samplers import Sampling
+from cxr_lightning.errors import UserError
+from cxr_lightning.losses.consistency import consistency_loss
+from cxr_lightning.stages.base import Decay, Product, Stage, default_optimizer
+from cxr_lightning.stages.denoising import (
+    Draws,
+    GeneratorInTraining,
+    fixed_draws,
+    load_generator,
+    random_draws,
+    random_drop,
+    text_parent,
+)
+from cxr_lightning.types import Batch, Condition
+
+SAMPLING = Sampling("consistency", steps=2)
+"""How the product makes images: a solver of the ODE takes the estimate for a posterior mean."""
+
+
+@final
+class ConsistencyTuning(Stage):
+    """Easy consistency tuning of a generator (Geng et al. 2024, ECT, arXiv 2406.14548).
+
+    The estimate of the clean image at a time t is trained to be that at an earlier time r of the
+    same noised image, which has no gradient. The gap between the two halves every `halve_every`
+    steps. Without guidance; the VAE and the latent prior stay as they are.
+
+    Args:
+        generator: Product of stage 2 or 4 that predicts v.
+        image_size: Height and width in pixels (from `data.image_size`).
+        halve_every: Steps after which the gap (t - r) / t, 1/2 at first, is halved.
+        smallest_gap: Where the halving ends.
+        huber: Constant of the Pseudo-Huber distance; 0 for the squared distance.
+        text_encoder: Folder of the text encoder (from `data.text_encoder`); the generator's.
+        drop_field: Probability, per image and field, that a field of the condition is unknown.
+        drop_condition: Probability, per image, that the whole condition is unknown.
+        drop_text: Probability, per image, that the text alone is unknown.
+        ema_decay: Decay of the moving average of the weights.
+        optimizer: Optimizer of the U-Net.
+        warmup_steps: Steps of linear learning-rate warm-up.
+        decay: Learning rate after warm-up: `constant` or `cosine`.
+
+    Raises:
+        UserError: If the product is missing, wrong, of another image size or predicts epsilon, or
+            a value is out of its range.
+    """
+
+    def __init__(
+        self,
+        generator: Path,
+        image_size: int = 64,
+        halve_every: int = 1000,
+        smallest_gap: float = 1 / 64,
+        huber: float = 0.0,
+        text_encoder: Path | None = None,
+        drop_field: float = 0.1,
+        drop_condition: float = 0.1,
+        drop_text: float = 0.2,
+        ema_decay: float = 0.999,
+        optimizer: OptimizerCallable = default_optimizer,
+        warmup_steps: int = 0,
+        decay: Decay = "constant",
+    ) -> None:
+        super().__init__(optimizer, warmup_steps, decay)
+        _check_settings(halve_every, smallest_gap, huber)
+        start = _load_generator(generator, image_size)
+        self.parents = {"generator": start.manifest["sha256"]}
+        self.parents |= text_parent(start.manifest, text_encoder)
+        assert start.denoiser is not None
+        denoiser = start.denoiser.train().requires_grad_(True)
+        self.networks = GeneratorInTraining(denoiser, start.autoencoder, ema_decay, start.prior)
+        self.halve_every = halve_every
+        self.smallest_gap = smallest_gap
+        self.huber = huber
+        self.drop_field = drop_field
+        self.drop_condition = drop_condition
+        self.drop_text = drop_text
+
+    @property
+    def name(self) -> str:
+        """Name of the stage."""
+        return "distill"
+
+    def product(self) -> Product:
+        """The generator, with averaged weights; the same format as stage 2's."""
+        return Product("generator", self.networks.networks(), self.parents, SAMPLING)
+
+    def generator(self) -> Generator:
+        """The generator, with averaged weights."""
+        return self.networks.generator()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
+        """The consistency loss of a batch at the gap of this step."""
+        condition = random_drop(
+            self, batch.condition, self.drop_field, self.drop_condition, self.drop_text
+        )
+        draws = random_draws(self, self.networks, len(batch.image))
+        gap = gap_at(self.global_step, self.halve_every, self.smallest_gap)
+        loss = self._loss(batch.image, condition, draws, gap)
+        self.log_scalars("train", {"loss": loss, "gap": gap}, len(batch.image))
+        return loss
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Steps the optimizer, then the moving average; not called while accumulating."""
+        super().optimizer_step(*args, **kwargs)
+        self.networks.update_average(self.global_step)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """The loss at the smallest gap with averaged weights, full conditions and fixed noise.
+
+        At one gap, so that epochs compare.
+        """
+        draws = fixed_draws(batch.index, self.networks, batch.image.shape[-1], self.device)
+        loss = self._loss(batch.image, batch.condition, draws, self.smallest_gap, averaged=True)
+        self.log_scalars(self.split, {"loss": loss}, len(batch.image))
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> UInt8[Tensor, "b 1 h w"]:
+        """Reconstructions through VAE and denoiser, raw."""
+        made = self.generator().reconstruct(batch.image, batch.condition, batch.index, SAMPLING)
+        return to_image(made)
+
+    def _loss(
+        self,
+        image: Float[Tensor, "b 1 h w"],
+        condition: Condition,
+        draws: Draws,
+        gap: float,
+        *,
+        averaged: bool = False,
+    ) -> Float[Tensor, ""]:
+        earlier = earlier_time(draws.t, gap)
+        pair = self.networks.estimates(image, condition, draws, earlier, averaged=averaged)
+        a_t = self.networks.alpha_bar[draws.t]
+        return consistency_loss(*pair, a_t, draws.t, earlier, self.huber)
+
+
+def _check_settings(halve_every: int, smallest_gap: float, huber: float) -> None:
+    if halve_every < 1:
+        raise UserError(f"model.halve_every: {halve_every} is not possible; use 1 or more.")
+    if not 0.0 < smallest_gap <= 0.5:
+        raise UserError(
+            f"model.smallest_gap: {smallest_gap} is not possible; use more than 0, at most 0.5."
+        )
+    if not 0.0 <= huber < float("inf"):
+        raise UserError(f"model.huber: {huber} is not possible; use 0 or more.")
+
+
+def _load_generator(folder: Path, image_size: int) -> Generator:
+    start = load_generator(folder, image_size)
+    if start.denoiser is not None and start.denoiser.prediction == "epsilon":
+        raise UserError(
+            f"model.generator: {folder} predicts epsilon, whose errors are divided by nearly 0 "
+            "where one step begins; use a generator of --model.init_args.prediction v."
+        )
+    return start
