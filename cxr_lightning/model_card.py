@@ -83,6 +83,8 @@ STAGES = {
     "Finetune": "Stage 4: a denoising diffusion model (Ho et al. 2020, arXiv 2006.11239), given "
     "the health condition, and fine-tuned with a representation loss: the distance of original and "
     "reconstruction in the embedding of a frozen encoder (MoCo, He et al. 2020, arXiv 1911.05722).",
+    "ConsistencyTuning": "Stage 5: a denoising diffusion model (Ho et al. 2020, arXiv 2006.11239), "
+    "given the health condition, and tuned to few steps (Geng et al. 2024, arXiv 2406.14548).",
 }
 """Method and paper, by the class of the stage."""
 
