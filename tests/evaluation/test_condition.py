@@ -182,7 +182,8 @@ def test_no_image_is_judged_by_a_threshold_chosen_on_it() -> None:
     accuracies = []
     for seed in range(40):
         table = real_table(60, "valid", seed)
-        value, known, _ = (part.numpy() for part in table_condition(table, POLICY))
+        condition_of = table_condition(table, POLICY)
+        value, known = condition_of.value.numpy(), condition_of.known.numpy()
         answers = np.random.default_rng(seed).random((60, 17)).astype(np.float32)
         side = Side(value, known, answers, np.ones((1, 60)), table)
         assert all(len({*side.fold[side.patients == name]}) == 1 for name in side.patients)

@@ -148,7 +148,8 @@ def test_values_equal_scikit_learn(useful) -> None:  # type: ignore[no-untyped-d
     trainer = Trainer(inputs, task)
     for seed in (0, 1):
         answers = trainer.answers(Training("real", FEW, seed))
-        value, known, _ = (part.numpy()[task.test] for part in task.condition)
+        value = task.condition.value.numpy()[task.test]
+        known = task.condition.known.numpy()[task.test]
         each = [roc_auc_score(value[known[:, f], f], answers[known[:, f], f]) for f in task.fields]
         found = _find(result, "utility_auroc", "real").details["values"][seed]
         assert found == pytest.approx(np.mean(each))
