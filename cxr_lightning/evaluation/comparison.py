@@ -42,6 +42,9 @@ NAMES = (*FINDINGS, "view", "sex", "age")
 CANNOT_JUDGE = "cannot judge this"
 """What the warning of a number by such a classifier says; the number is not compared then."""
 
+CHOSEN = "this very classifier chose the images, so its answers prove nothing"
+"""What the warning of its numbers says of a set of `cxr generate --reject`."""
+
 FOLD_SEED = 0
 FOLDS = 5
 """Parts that the patients are cut into, so that no image is judged by a threshold chosen on it."""
@@ -191,6 +194,8 @@ class Comparison:
         real: Held-out real images.
         synthetic: Synthetic images with their requested labels.
         source: The classifier.
+        chosen: Whether this very classifier chose the synthetic images (`cxr generate --reject`):
+            then no number is compared.
 
     Attributes:
         thresholds: One a fold, of each field that the classifier answers and that has both classes
@@ -200,10 +205,13 @@ class Comparison:
         reached: AUROC of these fields on the real images.
     """
 
-    def __init__(self, real: Side, synthetic: Side, source: Source) -> None:
+    def __init__(
+        self, real: Side, synthetic: Side, source: Source, *, chosen: bool = False
+    ) -> None:
         self.real = real
         self.synthetic = synthetic
         self.source = source
+        self.chosen = chosen
         self.thresholds: dict[int, Float64[np.ndarray, " folds"]] = {}
         self.reached: dict[int, float] = {}
         for field in real.enough(range(AGE)):
@@ -238,7 +246,9 @@ class Comparison:
         """
         floor = None
         of_real, of_synthetic = patients or (None, None)
-        if CANNOT_JUDGE in (about.get("warning") or ""):
+        if self.chosen:
+            about["warning"] = "; ".join(filter(None, [CHOSEN, about.get("warning")]))
+        if self.chosen or CANNOT_JUDGE in (about.get("warning") or ""):
             better = None
         if real is not None and np.isfinite(real[0]):
             value = float(real[0])
@@ -312,7 +322,8 @@ def compare(inputs: EvaluationInputs, judge: Judge, held_out: Int[np.ndarray, " 
     unable = stuck(real.probability) | ~np.isin(FIELDS, judge.fields)
     for side in (real, synthetic):
         side.probability[:, unable] = np.nan
-    return Comparison(real, synthetic, judge.source)
+    chosen = drawn.confirmed_by is not None and drawn.confirmed_by == judge.source.sha256
+    return Comparison(real, synthetic, judge.source, chosen=chosen)
 
 
 def _side(

@@ -73,6 +73,12 @@ class SyntheticSet:
         return self.table["patient"].astype(str).to_numpy(dtype=str)
 
     @property
+    def confirmed_by(self) -> str | None:
+        """SHA-256 of the classifier that chose the images; None where none did."""
+        reject: dict[str, Any] | None = self.manifest.get("reject")
+        return None if reject is None else str(reject["classifier"])
+
+    @property
     def labelled(self) -> bool:
         """Whether any observation of any image is stated."""
         labels = self.table[list(OBSERVATIONS)].to_numpy(dtype=float)

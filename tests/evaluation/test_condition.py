@@ -104,6 +104,18 @@ def test_images_with_shuffled_requests_fail(shuffled: AxisResult) -> None:
         assert _find(shuffled, "presence", name).passed is False
 
 
+def test_a_classifier_gives_no_verdict_on_images_that_it_chose(faithful) -> None:  # type: ignore[no-untyped-def]
+    inputs, result = faithful
+    sha256 = result.records[0].source.sha256
+    for confirmed_by, alike in ((sha256, False), ("of another", True)):
+        chosen = replace(inputs.synthetic, manifest={"reject": {"classifier": confirmed_by}})
+        again = condition(replace(inputs, synthetic=chosen))
+        for before, now in zip(result.records, again.records, strict=True):
+            assert now.value == before.value
+            assert now.passed == (before.passed if alike else None)
+            assert ("chose the images" in (now.warning or "")) == (not alike)
+
+
 def test_images_that_show_one_of_two_requested_findings_are_told(work: Path) -> None:
     shown = requested_table(40)
     shown.loc[shown["patient"].index[-40:], "Pleural Effusion"] = 0.0  # those of both findings
