@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import validate
 from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from text_model import write_text_model
@@ -248,3 +249,14 @@ def test_an_autoencoder_of_another_size_is_refused(make):
 def test_a_wrong_product_is_refused(make, products, name, message):
     with pytest.raises(UserError, match=rf"^model\.autoencoder: .*{message}"):
         make(autoencoder=products / name)
+
+
+@pytest.mark.slow
+def test_two_processes_measure_what_one_does(prepared, products, tmp_path):
+    sizes = {"width": 8, "multipliers": [1, 2], "blocks": 1, "attention": [16]}
+    flags = [f"--model.init_args.{name}={value}" for name, value in sizes.items()]
+    flags += [f"--model.init_args.autoencoder={products / 'autoencoder'}"]
+    flags += ["--data.batch_size=2"]
+    one, two = (validate("ddpm", prepared, tmp_path / str(n), n, *flags) for n in (1, 2))
+    assert one.keys() == {"ddpm/valid/loss"}
+    assert two == pytest.approx(one, rel=1e-5)
