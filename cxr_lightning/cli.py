@@ -116,16 +116,13 @@ SEVERAL: dict[str, dict[str, dict[str, Any]]] = {
 def main(args: list[str] | None = None) -> None:
     """Runs one command; mistakes of the user end with one sentence and exit code 2."""
     args = sys.argv[1:] if args is None else args
-    if not args or args[0] in ("-h", "--help"):
-        print(usage())
-        return
-    if args[0] == "--version":
-        from cxr_lightning import __version__
-
-        print(__version__)
-        return
     try:
         run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _is_cut_off():
+            raise
+        sys.exit(1)
     except KeyboardInterrupt:
         print(f"cxr {args[0]}: interrupted; give the same command again.", file=sys.stderr)
         sys.exit(130)
@@ -152,8 +149,26 @@ def find_mistake(error: BaseException | None) -> UserError | None:
     return error
 
 
+def _is_cut_off() -> bool:
+    """Whether the reader of the output went away, as `head` does; then the rest goes nowhere."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
 def run(args: list[str]) -> None:
     """Runs one command; raises `UserError` for mistakes of the user."""
+    if not args or args[0] in ("-h", "--help"):
+        print(usage())
+        return
+    if args[0] == "--version":
+        from cxr_lightning import __version__
+
+        print(__version__)
+        return
     name = find_variant(args)
     if name in STAGE_COMMANDS:
         from cxr_lightning.training import CxrCLI

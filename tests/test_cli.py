@@ -183,6 +183,26 @@ def test_an_interruption_is_one_sentence(
     assert capsys.readouterr().err == "cxr prepare: interrupted; give the same command again.\n"
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_goes_away_is_no_error(unbuffered: str) -> None:
+    command = [sys.executable, "-m", "cxr_lightning", "--help"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=environment)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (1, b"")
+
+
+def test_a_broken_pipe_elsewhere_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(args: list[str]) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("cxr_lightning.cli.run", broken)
+    with pytest.raises(BrokenPipeError):
+        main(["prepare"])
+
+
 @pytest.mark.parametrize(
     ("full_disk", "place"),
     [
