@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from cxr_lightning.artifacts import check_product, load_network
 from cxr_lightning.data.transforms import to_image
 from cxr_lightning.diffusion.generator import Generator
-from cxr_lightning.diffusion.random import ImageNoise
 from cxr_lightning.errors import UserError
 from cxr_lightning.losses.representation import (
     Embed,
