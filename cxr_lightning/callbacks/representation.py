@@ -25,7 +25,7 @@ from cxr_lightning.networks.encoder import Encoder
 from cxr_lightning.stages.base import Stage
 from cxr_lightning.types import Batch
 
-Rows = Int[np.ndarray, " n"]
+Rows = Int[np.ndarray, " _"]
 
 
 def share(trainer: Trainer, rows: Rows, batch_size: int) -> list[Rows]:

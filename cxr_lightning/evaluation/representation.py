@@ -35,8 +35,8 @@ FEW_PATIENTS = 16
 SAMPLING = Sampling("ddim", steps=20)
 """Of reconstructions, unless the generator was tuned to a sampler of its own."""
 
-Rows = Int[np.ndarray, " n"]
-Raw = UInt8[np.ndarray, "n h w"]
+Rows = Int[np.ndarray, " _"]
+Raw = UInt8[np.ndarray, "_ h w"]
 
 
 def representation(inputs: EvaluationInputs) -> AxisResult:
@@ -151,7 +151,7 @@ class _Images:
         sampling = self.generator.own_sampling or SAMPLING
         return [self.generator.reconstruct(image, condition, index, sampling, seed=seed)]
 
-    def _model_form(self, rows: Rows) -> Float[Tensor, "n 1 h w"]:
+    def _model_form(self, rows: Rows) -> Float[Tensor, "b 1 h w"]:
         return _to_model(np.array(self.inputs.real.images[rows]), self.inputs.device)
 
     @torch.no_grad()

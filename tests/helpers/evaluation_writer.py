@@ -58,6 +58,7 @@ AGREEMENT: dict[str, tuple[float, float, Better, str]] = {
 SCORES = {
     "rrs": 0.0351,
     "rrs_floor_pixel": 0.0012,
+    "rrs_floor_augment": 0.0614,
     "rrs_vae": 0.0832,
     "rrs_ceil_same": 0.2514,
     "rrs_ceil_random": 0.3017,
