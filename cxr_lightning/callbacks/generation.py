@@ -86,9 +86,7 @@ class GenerationMetrics(Callback):
         if encoder is not None:
             self.scores[""] = RepresentationScores(encoder, "generation.encoder", parsed)
         if encoder_held_out is not None:
-            held_out = RepresentationScores(
-                encoder_held_out, "generation.encoder_held_out", parsed
-            )
+            held_out = RepresentationScores(encoder_held_out, "generation.encoder_held_out", parsed)
             self.scores[HELD_OUT] = held_out
             if encoder is not None:
                 _check_held_out(encoder_held_out, held_out.sha256, self.scores[""].sha256)
@@ -156,9 +154,7 @@ class GenerationMetrics(Callback):
         self.on_validation_epoch_end(trainer, pl_module)
 
     @torch.no_grad()
-    def _measure(
-        self, trainer: Trainer, stage: Stage, generator: Generator
-    ) -> dict[str, Tensor]:
+    def _measure(self, trainer: Trainer, stage: Stage, generator: Generator) -> dict[str, Tensor]:
         """All numbers by name."""
         with torch.autocast(stage.device.type, enabled=False):
             for scores in self.scores.values():

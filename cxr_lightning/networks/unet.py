@@ -178,10 +178,8 @@ class Denoiser(nn.Module, PyTorchModelHubMixin):
     ) -> Float[Tensor, "b d h2 w2"]:
         inputs = (h, embedding) if isinstance(layer, ResBlock) else (h,)
         if self.recompute and isinstance(layer, ResBlock):
-            out: Tensor = checkpoint(layer, *inputs, use_reentrant=False)
-            return out
-        out = layer(*inputs)
-        return out
+            return checkpoint(layer, *inputs, use_reentrant=False)
+        return layer(*inputs)
 
     @property
     def last_middle_conv(self) -> nn.Conv2d:

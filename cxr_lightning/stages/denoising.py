@@ -159,9 +159,7 @@ class GeneratorInTraining(nn.Module):
         x_hat, z = self._reconstruct(image, draws.latent_noise)
         a_t = self.alpha_bar[draws.t]
         y = add_noise(image, draws.noise, a_t)
-        predicted, middle = denoiser.predict(
-            y, draws.t, condition, x_hat, draws.x_hat_known, z
-        )
+        predicted, middle = denoiser.predict(y, draws.t, condition, x_hat, draws.x_hat_known, z)
         x0 = x0_from_output(denoiser.prediction, y, predicted, a_t)
         is_noise = denoiser.prediction == "epsilon"
         target = draws.noise if is_noise else velocity(image, draws.noise, a_t)

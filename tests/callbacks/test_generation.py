@@ -175,7 +175,7 @@ def test_a_fine_tuning_is_measured_before_its_first_step(
     names = ("rrs", "held_out_rrs", "held_out_rrs_vae")
     for name in names:
         assert metrics.start[name] == pytest.approx(before[f"finetune/valid/{name}"], abs=1e-6)
-    rows = pd.read_csv(tmp_path / "csv/version_0/metrics.csv")
+    rows = pd.read_csv(tmp_path / "csv/version_0/metrics.csv", float_precision="round_trip")
     first = rows[(rows["step"] == 0) & rows["finetune/valid/held_out_rrs"].notna()]
     assert metrics.start["held_out_rrs"] in first["finetune/valid/held_out_rrs"].tolist()
     again = GenerationMetrics(encoder=products / "encoder", encoder_held_out=held_out)

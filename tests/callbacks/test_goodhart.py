@@ -35,9 +35,7 @@ def watched(patience: int | None, start: tuple[float, float], watches: bool = Tr
 def validate(run: SimpleNamespace, own: float, held_out: float) -> bool:
     """One validation with these scores; whether training stops."""
     run.trainer.global_step += 10
-    run.trainer.callback_metrics = dict(
-        zip(KEYS, map(torch.tensor, (own, held_out)), strict=True)
-    )
+    run.trainer.callback_metrics = dict(zip(KEYS, map(torch.tensor, (own, held_out)), strict=True))
     run.stop.on_validation_end(run.trainer, run.stage)
     return run.trainer.should_stop
 

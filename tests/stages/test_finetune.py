@@ -218,9 +218,7 @@ def test_mode_posterior_embeds_a_sample_of_the_reverse_step(make, datamodule, mo
             + alpha**0.5 * (1 - a[t - 1]) / (1 - a[t]) * denoised.y[i]
         )
         previous[i] = mean + ((1 - a[t - 1]) / (1 - a[t]) * beta) ** 0.5 * noise[i]
-    expected = representation_loss(
-        module.encoder.network, batch.image, previous, denoised.a_t, 0.0
-    )
+    expected = representation_loss(module.encoder.network, batch.image, previous, denoised.a_t, 0.0)
     # alpha_bar in float32 here and there
     torch.testing.assert_close(logged["representation"], expected, rtol=1e-4, atol=1e-6)
 
