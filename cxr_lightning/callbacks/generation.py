@@ -160,10 +160,7 @@ class GenerationMetrics(Callback):
             for scores in self.scores.values():
                 scores.to(stage.device)
             found = self._measure_samples(trainer, stage, generator)
-            self._add_reconstructions(trainer, stage, generator)
-            for prefix, scores in self.scores.items():
-                found |= {f"{prefix}{name}": v for name, v in scores.compute().items()}
-        return found
+            return found | self._measure_reconstructions(trainer, stage, generator)
 
     def _measure_samples(
         self, trainer: Trainer, stage: Stage, generator: Generator
@@ -180,24 +177,32 @@ class GenerationMetrics(Callback):
                 fid.update(to_image(made), real=False)
             if held_out is not None:
                 held_out.add_samples(stage, batch, made)
-        if fid is None or self.extractor is None:
-            return {}
-        found = {f"fid_{self.extractor.name}": fid.compute()}
-        fid.reset()
+        found: dict[str, Tensor] = {}
+        if fid is not None and self.extractor is not None:
+            found[f"fid_{self.extractor.name}"] = fid.compute()
+            fid.reset()
+        if held_out is not None:
+            diversity = held_out.compute_diversity()
+            found |= {f"{HELD_OUT}{name}": value for name, value in diversity.items()}
         return found
 
-    def _add_reconstructions(self, trainer: Trainer, stage: Stage, generator: Generator) -> None:
+    def _measure_reconstructions(
+        self, trainer: Trainer, stage: Stage, generator: Generator
+    ) -> dict[str, Tensor]:
         if not self.scores or generator.autoencoder is None:
-            return
+            return {}
         plain = replace(self.sampling, guidance=1.0)
         for rows in self._share(trainer, stage, "valid"):
             batch = stage.datamodule.batch_of(rows, stage.device)
             made = generator.reconstruct(batch.image, batch.condition, batch.index, plain)
             for scores in self.scores.values():
                 scores.add_reconstructions(stage, batch, made)
-        for scores in self.scores.values():
+        found: dict[str, Tensor] = {}
+        for prefix, scores in self.scores.items():
             chosen = self._chosen(stage, "valid")
             scores.calibrate(trainer, stage, generator, chosen, self.batch_size)
+            found |= {f"{prefix}{name}": v for name, v in scores.compute_scores().items()}
+        return found
 
     def _chosen(self, stage: Stage, split: str) -> Rows:
         """A fixed choice of images."""

@@ -96,15 +96,19 @@ class RepresentationScores:
                 member = group.expand(len(part), -1).to(stage.device)
                 self.score.update(one.image, two.image, name, member)
 
-    def compute(self) -> dict[str, Tensor]:
-        """All scores and their calibration, overall and by condition; the next one begins anew."""
+    def compute_scores(self) -> dict[str, Tensor]:
+        """The scores with their calibration, overall and by condition; begins anew."""
         found = self.calibration | self.score.compute()
         fixed = COMPARISONS[1:]
         self.calibration = {k: v for k, v in found.items() if k.startswith(fixed)}
-        found |= score_ratios(found, self.score.groups)
+        self.score.reset()
+        return found | score_ratios(found, self.score.groups)
+
+    def compute_diversity(self) -> dict[str, Tensor]:
+        """`diversity_<condition>` and `diversity_real_<condition>`; begins anew."""
+        found: dict[str, Tensor] = {}
         for name, metric in (("diversity", self.made), ("diversity_real", self.real)):
             found |= {f"{name}_{group}": value for group, value in metric.compute().items()}
-        for metric in (self.score, self.made, self.real):
             metric.reset()
         return found
 

@@ -159,21 +159,21 @@ class Denoiser(nn.Module, PyTorchModelHubMixin):
         h = self.stem(self._network_input(y, x_hat, x_hat_known))
         skips = [h]
         for layer in self.down:
-            h = self._apply(layer, h, embedding)
+            h = self._pass(layer, h, embedding)
             if not isinstance(layer, SelfAttention):
                 skips.append(h)
             else:
                 skips[-1] = h
         for layer in self.middle:
-            h = self._apply(layer, h, embedding)
+            h = self._pass(layer, h, embedding)
         middle = h
         for layer in self.up:
             if isinstance(layer, ResBlock):
                 h = torch.cat([h, skips.pop()], dim=1)
-            h = self._apply(layer, h, embedding)
+            h = self._pass(layer, h, embedding)
         return self.head(F.silu(self.norm(h))).float(), middle
 
-    def _apply(
+    def _pass(
         self, layer: nn.Module, h: Float[Tensor, "b c h w"], embedding: Float[Tensor, "b e"]
     ) -> Float[Tensor, "b d h2 w2"]:
         inputs = (h, embedding) if isinstance(layer, ResBlock) else (h,)

@@ -61,8 +61,13 @@ def test_every_second_validation_and_no_extractor(products, datamodule, quiet_tr
     metrics = GenerationMetrics(encoder=products / "encoder", count=2, every=2)
     seen = []
     trainer = quiet_trainer(max_steps=3, val_check_interval=1, callbacks=[metrics])
-    measure = metrics._add_reconstructions
-    metrics._add_reconstructions = lambda *args: (seen.append(trainer.global_step), measure(*args))
+    measure = metrics._measure_reconstructions
+
+    def noted(*args):
+        seen.append(trainer.global_step)
+        return measure(*args)
+
+    metrics._measure_reconstructions = noted
     trainer.fit(VAE(image_size=32, width=4, latent_dim=6), datamodule=datamodule)
     assert seen == [1, 3]
     assert "vae/valid/rrs" in trainer.callback_metrics
