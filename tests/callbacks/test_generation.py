@@ -117,7 +117,7 @@ def test_calibration_and_diversity_by_condition_on_both_encoders(
     products, datamodule, held_out, quiet_trainer
 ):
     module = Finetune(products / "generator", products / "encoder", image_size=32)
-    settings = {"conditions": ["healthy", "pleural_effusion"], "count": 12, "batch_size": 5}
+    settings = {"conditions": ["healthy", "pleural_effusion"], "count": 60, "batch_size": 16}
     metrics = GenerationMetrics(
         encoder=products / "encoder",
         encoder_held_out=held_out,
@@ -165,17 +165,20 @@ def test_a_fine_tuning_is_measured_before_its_first_step(
     products, datamodule, held_out, quiet_trainer, tmp_path
 ):
     module = Finetune(products / "generator", products / "encoder", image_size=32)
-    metrics = GenerationMetrics(
-        encoder=products / "encoder",
-        encoder_held_out=held_out,
-        count=4,
-        sampling=Sampling(steps=1),
+    metrics, other = (
+        GenerationMetrics(
+            encoder=products / "encoder",
+            encoder_held_out=held_out,
+            count=4,
+            sampling=Sampling(steps=1),
+        )
+        for _ in range(2)
     )
+    before = quiet_trainer(callbacks=[other]).validate(module, datamodule, verbose=False)[0]
     logger = CSVLogger(tmp_path, name="csv")
     trainer = quiet_trainer(
         max_steps=1, val_check_interval=1, callbacks=[metrics], logger=logger, log_every_n_steps=1
     )
-    before = trainer.validate(module, datamodule=datamodule, verbose=False)[0]
     trainer.fit(module.train(), datamodule=datamodule)
     names = ("rrs", "held_out_rrs", "held_out_rrs_vae")
     for name in names:
