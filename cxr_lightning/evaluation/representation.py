@@ -16,11 +16,11 @@ from cxr_lightning.diffusion.generator import Generator
 from cxr_lightning.diffusion.samplers import Sampling
 from cxr_lightning.evaluation.inputs import EvaluationInputs, RealSplit, ScoreEncoder
 from cxr_lightning.evaluation.records import AxisResult, Floor, Record
+from cxr_lightning.losses.representation import embedding_distance
 from cxr_lightning.metrics.bootstrap import percentile_interval, replicate
 from cxr_lightning.metrics.representation_score import (
     MEANINGS,
     embed,
-    embedding_distance,
     embedding_l1,
     floor_pairs,
     other_patients,

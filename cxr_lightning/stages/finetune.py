@@ -225,7 +225,9 @@ class Finetune(Stage):
 
     def _is_logged_step(self) -> bool:
         """Whether Lightning logs at the end of this step."""
-        every = self.trainer.log_every_n_steps if self._trainer is not None else 0
+        if self._trainer is None:
+            return False
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return every > 0 and (self.global_step + 1) % every == 0
 
     def _gradient_ratio(

@@ -186,7 +186,7 @@ def test_a_fine_tuning_is_measured_before_its_first_step(
         assert metrics.start[name] == pytest.approx(before[f"finetune/valid/{name}"], abs=1e-6)
     rows = pd.read_csv(tmp_path / "csv/version_0/metrics.csv")
     first = rows[rows["step"] == 0]["finetune/valid/held_out_rrs"].dropna()
-    # at step 0 stands the validation after the first step, too: the only one of this run
+    # the first row; the validation after the first step is logged at step 0 too
     assert first.iloc[0] == pytest.approx(metrics.start["held_out_rrs"], rel=1e-9)
     again = GenerationMetrics(encoder=products / "encoder", encoder_held_out=held_out)
     again.load_state_dict(metrics.state_dict())
