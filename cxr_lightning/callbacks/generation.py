@@ -106,7 +106,7 @@ class GenerationMetrics(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on counting."""
         self.validations = state_dict["validations"]
-        self.start = state_dict["start"]
+        self.start = state_dict.get("start", {})  # checkpoints before there was a start
 
     def watches_held_out(self, stage: Stage) -> bool:
         """Whether the score of the encoder in the stage's loss and of another are measured."""

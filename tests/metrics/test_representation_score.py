@@ -171,6 +171,9 @@ def test_loss_metric_and_extractor_share_one_preprocessing(
     features = _Embedding(encoder)(to_image(original))  # what `cxr evaluate` embeds with
     assert sizes == [(3, 1, 40, 40)] * 5
     assert torch.allclose(features, embed(encoder, original))
+    sizes.clear()
+    encoder.features(original)  # what the probes of stage 3 look at
+    assert sizes == [(3, 1, 40, 40)]
     # equal weights: the loss is the score but for the rounding to 8 bit, at most 1/255 a pixel
     assert float(loss.detach()) == pytest.approx(float(metric.compute()["rrs"]), rel=0.02)
 
