@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from cxr_lightning.callbacks.export import Export
 from cxr_lightning.callbacks.generation import GenerationMetrics
+from cxr_lightning.callbacks.goodhart import GoodhartStop
 from cxr_lightning.callbacks.logger import run_logger
 from cxr_lightning.callbacks.predictions import WritePredictions
 from cxr_lightning.callbacks.samples import SampleGrid
@@ -29,7 +30,8 @@ class CxrCLI(LightningCLI):
     """`cxr fit --config configs/<stage>.yaml --config configs/scale/<scale>.yaml --data.root DIR`.
 
     Beside `model`, `data` and `trainer` a configuration has the groups `checkpoint`
-    (ModelCheckpoint), `export`, `samples` and `generation` (the callbacks of that name).
+    (ModelCheckpoint), `export`, `samples`, `generation` and `goodhart` (the callbacks of that
+    name).
     The same command into the same `trainer.default_root_dir` continues an unfinished run.
     """
 
@@ -79,6 +81,7 @@ class CxrCLI(LightningCLI):
         parser.add_lightning_class_args(Export, "export")
         parser.add_lightning_class_args(SampleGrid, "samples")
         parser.add_lightning_class_args(GenerationMetrics, "generation")
+        parser.add_lightning_class_args(GoodhartStop, "goodhart")
         parser.link_arguments("data.image_size", "model.init_args.image_size")
         parser.link_arguments("data.text_encoder", "model.init_args.text_encoder")
         parser.link_arguments(

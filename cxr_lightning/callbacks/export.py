@@ -18,7 +18,7 @@ class Export(Callback):
     Args:
         folder: Where the product goes; by default `product` in `trainer.default_root_dir`.
         monitor: Logged value that decides what is best. None: the newest networks are exported,
-            which is right for averaged weights.
+            which is right for averaged weights, unless `GoodhartStop` watches.
         mode: Whether the smallest (`min`) or largest (`max`) value is best.
 
     Attributes:

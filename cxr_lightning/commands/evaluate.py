@@ -19,7 +19,7 @@ from cxr_lightning.evaluation.condition import condition
 from cxr_lightning.evaluation.facts import Identities, describe_inputs
 from cxr_lightning.evaluation.features import FeatureCache
 from cxr_lightning.evaluation.fidelity import fidelity
-from cxr_lightning.evaluation.inputs import EvaluationInputs, RealSplit, Settings
+from cxr_lightning.evaluation.inputs import EvaluationInputs, RealSplit, ScoreEncoder, Settings
 from cxr_lightning.evaluation.judge import open_classifier
 from cxr_lightning.evaluation.privacy import privacy
 from cxr_lightning.evaluation.records import AxisResult, Source
@@ -50,6 +50,7 @@ def evaluate(
     synthetic: Path,
     out: Path,
     encoder: Path | None = None,
+    encoder_held_out: Path | None = None,
     generator: Path | None = None,
     extractor: list[str] | None = None,
     axes: list[str] | None = None,
@@ -84,6 +85,8 @@ def evaluate(
         out: Folder of the evaluation; an earlier evaluation there is replaced when this one is
             finished.
         encoder: Encoder product, for the representation score.
+        encoder_held_out: Another encoder product, such as one of another seed, which gives the
+            representation score of a fine-tuned generator without flattering it.
         generator: Generator product, for the representation score.
         extractor: Networks of fidelity and privacy, one or more NAME or NAME=WEIGHTS: inception,
             xrv, rad_dino, encoder, module (TorchScript or safetensors), fixed (for smoke tests).
@@ -125,7 +128,7 @@ def evaluate(
     _check_places(real, synthetic, out)
     _check_networks(classifier, reidentification)
     prepared = _open_real(real)
-    identities = _check_products(encoder, generator)
+    identities = _check_products(encoder, encoder_held_out, generator)
     loaded = _load_generator(generator, prepared.size) if generator else None
     extractors = build_extractors(extractor or ["encoder" if encoder else "inception"], encoder)
     parsed = None if conditions is None else _parse_conditions(conditions)
@@ -142,9 +145,15 @@ def evaluate(
         synthetic=drawn,
         conditions=chosen,
         extractors=[one.to(device) for one in extractors],
-        encoder=load_network(Encoder, encoder).eval().to(device) if encoder else None,
-        encoder_source=Source("encoder", identities.get("encoder", {}).get("sha256", "")),
-        encoder_is_parent=_is_parent(identities),
+        encoders=[
+            ScoreEncoder(
+                load_network(Encoder, folder).eval().to(device),
+                Source(role, identities[role]["sha256"]),
+                _is_parent(identities, role),
+            )
+            for role, folder in (("encoder", encoder), ("encoder_held_out", encoder_held_out))
+            if folder is not None
+        ],
         generator=loaded.to(device) if loaded else None,
         classifier=classifier,
         reidentification=reidentification,
@@ -250,17 +259,35 @@ def _is_evaluation(folder: Path) -> bool:
     return isinstance(content, dict) and {"format", "records"} <= set(content)
 
 
-def _check_products(encoder: Path | None, generator: Path | None) -> Identities:
+def _check_products(
+    encoder: Path | None, encoder_held_out: Path | None, generator: Path | None
+) -> Identities:
     """Manifests of the products that were given."""
     if generator is not None and encoder is None:
         raise UserError(
             f"generator: {generator} serves the representation score, which needs an encoder too; "
             "give --encoder."
         )
-    identities = {}
-    for kind, folder in (("encoder", encoder), ("generator", generator)):
+    if encoder_held_out is not None and encoder is None:
+        raise UserError(
+            f"encoder_held_out: {encoder_held_out} stands beside another encoder; give --encoder."
+        )
+    identities: Identities = {}
+    for role, kind, folder in (
+        ("encoder", "encoder", encoder),
+        ("encoder_held_out", "encoder", encoder_held_out),
+        ("generator", "generator", generator),
+    ):
         if folder is not None:
-            identities[kind] = check_product(folder, kind, kind)
+            identities[role] = check_product(folder, kind, role)
+    held_out = identities.get("encoder_held_out", {}).get("sha256")
+    used = identities.get("encoder", {}).get("sha256")
+    if held_out is not None and (held_out == used or _is_parent(identities, "encoder_held_out")):
+        raise UserError(
+            f"encoder_held_out: {encoder_held_out} is the encoder of --encoder, or the one that "
+            "the generator was fine-tuned with; give one that was trained with another "
+            "--seed_everything."
+        )
     return identities
 
 
@@ -274,11 +301,11 @@ def _load_generator(folder: Path, size: int) -> Generator:
     return generator
 
 
-def _is_parent(identities: Identities) -> bool:
-    """Whether the generator's manifest names the encoder."""
-    if not {"encoder", "generator"} <= set(identities):
+def _is_parent(identities: Identities, role: str) -> bool:
+    """Whether the generator's manifest names the encoder of this role."""
+    if not {role, "generator"} <= set(identities):
         return False
-    return identities["encoder"]["sha256"] in json.dumps(identities["generator"])
+    return identities[role]["sha256"] in json.dumps(identities["generator"])
 
 
 def _parse_conditions(text: str) -> list[HealthCondition]:

@@ -78,8 +78,8 @@ def ddpm_step(
     y_t: Float[Tensor, "b c h w"],
     x0: Float[Tensor, "b c h w"],
     noise: Float[Tensor, "b c h w"],
-    a_t: float,
-    a_prev: float,
+    a_t: float | Float[Tensor, "b 1 1 1"],
+    a_prev: float | Float[Tensor, "b 1 1 1"],
 ) -> Float[Tensor, "b c h w"]:
     """Ancestral step to the previous kept time (Ho et al. 2020, equations 6 and 7).
 
@@ -87,7 +87,7 @@ def ddpm_step(
         y_t: State at the current time.
         x0: Estimate of the clean image.
         noise: Standard normal noise; without effect when the previous time is 0.
-        a_t: alpha_bar at the current time.
+        a_t: alpha_bar at the current time, of all images or of each.
         a_prev: alpha_bar at the previous kept time; 1 at time 0. The variance is the posterior's
             ("fixed small").
     """

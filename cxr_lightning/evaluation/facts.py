@@ -54,6 +54,7 @@ def describe_inputs(inputs: EvaluationInputs, identities: Identities) -> dict[st
             **{fact: manifest[fact] for fact in known if fact in manifest},
         },
         "encoder": identities.get("encoder", {}).get("sha256"),
+        "encoder_held_out": identities.get("encoder_held_out", {}).get("sha256"),
         "generator": identities.get("generator", {}).get("sha256"),
         "generator_card": _card(identities.get("generator")),
         "extractors": [

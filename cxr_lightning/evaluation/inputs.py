@@ -74,6 +74,21 @@ class Group:
 
 
 @dataclass(frozen=True)
+class ScoreEncoder:
+    """An encoder of the representation score.
+
+    Attributes:
+        network: The encoder, in eval mode.
+        source: What a record says of it.
+        in_loss: Whether the generator was fine-tuned with it.
+    """
+
+    network: Encoder
+    source: Source
+    in_loss: bool = False
+
+
+@dataclass(frozen=True)
 class EvaluationInputs:
     """All that an axis of the evaluation may use; every part is checked before.
 
@@ -82,9 +97,7 @@ class EvaluationInputs:
         synthetic: The synthetic data set, of the same image size.
         conditions: What to evaluate; empty where the synthetic set has no labels.
         extractors: For fidelity and privacy, one or more.
-        encoder: For the representation score, or None.
-        encoder_source: What its numbers come from.
-        encoder_is_parent: Whether the generator was fine-tuned with this encoder.
+        encoders: For the representation score: none, one, or one and another that is held out.
         generator: For the representation score, or None.
         classifier: A classifier that was given for condition fidelity, or None.
         reidentification: A model that compares two images, or None.
@@ -98,9 +111,7 @@ class EvaluationInputs:
     synthetic: SyntheticSet
     conditions: list[HealthCondition]
     extractors: list[Extractor]
-    encoder: Encoder | None
-    encoder_source: Source
-    encoder_is_parent: bool
+    encoders: list[ScoreEncoder]
     generator: Generator | None
     classifier: Path | None
     reidentification: Path | None

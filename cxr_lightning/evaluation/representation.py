@@ -14,15 +14,16 @@ from cxr_lightning.data.transforms import to_image, to_model
 from cxr_lightning.data.vocabulary import HealthCondition
 from cxr_lightning.diffusion.generator import Generator
 from cxr_lightning.diffusion.samplers import Sampling
-from cxr_lightning.evaluation.inputs import EvaluationInputs, RealSplit
+from cxr_lightning.evaluation.inputs import EvaluationInputs, RealSplit, ScoreEncoder
 from cxr_lightning.evaluation.records import AxisResult, Floor, Record
+from cxr_lightning.losses.representation import embedding_distance
 from cxr_lightning.metrics.bootstrap import percentile_interval, replicate
 from cxr_lightning.metrics.representation_score import (
+    MEANINGS,
     embed,
-    embedding_distance,
     embedding_l1,
+    floor_pairs,
     other_patients,
-    resize_round_trip,
 )
 from cxr_lightning.networks.encoder import Encoder
 from cxr_lightning.progress import progress_bar
@@ -34,20 +35,17 @@ FEW_PATIENTS = 16
 SAMPLING = Sampling("ddim", steps=20)
 """Of reconstructions, unless the generator was tuned to a sampler of its own."""
 
-MEANINGS = {
-    "rrs": "original against its reconstruction by autoencoder and denoiser",
-    "rrs_floor_pixel": "original against its own resize round trip in 8 bit",
-    "rrs_vae": "original against its reconstruction by the autoencoder alone",
-    "rrs_ceil_same": "original against another patient of the same condition",
-    "rrs_ceil_random": "original against any other patient",
-    "nrrs": "rrs / rrs_ceil_same: 1 = no closer than another patient of the condition",
-}
+Rows = Int[np.ndarray, " _"]
+Raw = UInt8[np.ndarray, "_ h w"]
 
 
 def representation(inputs: EvaluationInputs) -> AxisResult:
-    """Reconstructed representation score on held-out images, with its calibration."""
+    """Reconstructed representation score on held-out images, with its calibration.
+
+    By each encoder, from the same images: one that the generator was not fine-tuned with says more.
+    """
     result = AxisResult()
-    if inputs.encoder is None or inputs.generator is None:
+    if not inputs.encoders or inputs.generator is None:
         result.skip(AXIS, "all", "it needs --generator and --encoder")
         return result
     if not inputs.conditions:
@@ -62,10 +60,11 @@ def representation(inputs: EvaluationInputs) -> AxisResult:
         chosen = generator.permutation(rows)[: inputs.settings.reconstructions]
         chosen.sort()
         print(f"rrs of {condition.name}: {len(chosen)} of {len(rows)} held-out images")
-        scores = _Scorer(inputs, inputs.encoder, inputs.generator, condition).score(chosen)
-        result.records += _records(inputs, condition, chosen, scores)
-        result.grids[f"{condition.name}_original"] = inputs.real.images[chosen[:GRID_IMAGES]]
-        result.grids[f"{condition.name}_reconstruction"] = scores.reconstructions[:GRID_IMAGES]
+        images = _Images(inputs, inputs.generator, condition, chosen)
+        for encoder in inputs.encoders:
+            result.records += _records(inputs, encoder, condition, images.score(encoder.network))
+        result.grids[f"{condition.name}_original"] = images.original[:GRID_IMAGES]
+        result.grids[f"{condition.name}_reconstruction"] = images.reconstruction[:GRID_IMAGES]
     return result
 
 
@@ -74,43 +73,62 @@ class _Scores(NamedTuple):
 
     distances: dict[str, Float64[np.ndarray, " n"]]
     l1: Float64[np.ndarray, " n"]
-    reconstructions: UInt8[np.ndarray, "n h w"]
+    patients: Shaped[np.ndarray, " n"]
 
 
-class _Scorer:
-    """Embeds held-out images of one condition, their reconstructions and other patients."""
+class _Images:
+    """Held-out images of one condition, and what each is compared with, raw."""
 
     def __init__(
         self,
         inputs: EvaluationInputs,
-        encoder: Encoder,
         generator: Generator,
         condition: HealthCondition,
+        rows: Rows,
     ) -> None:
         self.inputs = inputs
-        self.encoder = encoder
         self.generator = generator
         self.condition = condition
-
-    def score(self, rows: Int[np.ndarray, " n"]) -> _Scores:
-        """Distances of the images in some rows of the prepared data set."""
-        steps = {
-            "rrs": self._reconstruct,
-            "rrs_floor_pixel": lambda rows: resize_round_trip(self._images(rows)),
-            "rrs_vae": lambda rows: self.generator.autoencode(self._images(rows)),
-        }
-        raw = {name: self._in_batches(step, rows, name) for name, step in steps.items()}
-        raw |= self._other_patients(rows)
-        original = self._embed(np.array(self.inputs.real.images[rows]))
-        embeddings = {name: self._embed(images) for name, images in raw.items()}
-        distances = {k: embedding_distance(original, v) for k, v in embeddings.items()}
-        return _Scores(
-            {k: v.double().cpu().numpy() for k, v in distances.items()},
-            embedding_l1(original, embeddings["rrs"]).double().cpu().numpy(),
-            raw["rrs"],
+        self.patients = inputs.real_patients[rows]
+        self.original: Raw = np.array(inputs.real.images[rows])
+        (self.reconstruction,) = self._in_batches(self._reconstruct, rows, "rrs")
+        (autoencoded,) = self._in_batches(
+            lambda part: [generator.autoencode(self._model_form(part))], rows, "rrs_vae"
         )
+        self.pairs: dict[str, tuple[Raw, Raw]] = {
+            "rrs": (self.original, self.reconstruction),
+            **self._floors(rows),
+            "rrs_vae": (self.original, autoencoded),
+            **self._other_patients(rows),
+        }
 
-    def _other_patients(self, rows: Int[np.ndarray, " n"]) -> dict[str, UInt8[np.ndarray, "n h w"]]:
+    def score(self, encoder: Encoder) -> _Scores:
+        """Distances by an encoder."""
+        original = self._embed(encoder, self.original)
+        distances = {}
+        for name, (one, other) in self.pairs.items():
+            left = original if one is self.original else self._embed(encoder, one)
+            right = self._embed(encoder, other)
+            distances[name] = embedding_distance(left, right).double().cpu().numpy()
+            if name == "rrs":
+                l1 = embedding_l1(left, right).double().cpu().numpy()
+        return _Scores(distances, l1, self.patients)
+
+    def _floors(self, rows: Rows) -> dict[str, tuple[Raw, Raw]]:
+        """The two floors; an image that is the original itself is embedded once."""
+
+        def make(part: Rows) -> list[Float[Tensor, "b 1 h w"]]:
+            index, seed = torch.from_numpy(part), self.inputs.settings.seed
+            pairs = floor_pairs(self._model_form(part), index, seed)
+            return [pairs["rrs_floor_pixel"][1], *pairs["rrs_floor_augment"]]
+
+        round_trip, first, second = self._in_batches(make, rows, "floors")
+        return {
+            "rrs_floor_pixel": (self.original, round_trip),
+            "rrs_floor_augment": (first, second),
+        }
+
+    def _other_patients(self, rows: Rows) -> dict[str, tuple[Raw, Raw]]:
         """An image of another patient for each row; a ceiling is left out where there is none."""
         pools = {
             "rrs_ceil_same": self.inputs.real_rows(self.condition, HELD_OUT),
@@ -122,39 +140,37 @@ class _Scorer:
             generator = np.random.default_rng(self.inputs.settings.seed)
             other = other_patients(patients[rows], patients[pool], generator)
             if other is not None:
-                found[name] = np.array(self.inputs.real.images[pool[other]])
+                found[name] = (self.original, np.array(self.inputs.real.images[pool[other]]))
         return found
 
-    def _reconstruct(self, rows: Int[np.ndarray, " b"]) -> Float[Tensor, "b 1 h w"]:
-        image = self._images(rows)
-        stated = self.condition.request(len(rows))
-        condition = type(stated)(*(part.to(image.device) for part in stated))
+    def _reconstruct(self, rows: Rows) -> list[Float[Tensor, "b 1 h w"]]:
+        image = self._model_form(rows)
+        condition = self.condition.request(len(rows)).to(image.device)
         index = torch.from_numpy(rows).to(image.device)
+        seed = self.inputs.settings.seed
         sampling = self.generator.own_sampling or SAMPLING
-        return self.generator.reconstruct(
-            image, condition, index, sampling, seed=self.inputs.settings.seed
-        )
+        return [self.generator.reconstruct(image, condition, index, sampling, seed=seed)]
 
-    def _images(self, rows: Int[np.ndarray, " b"]) -> Float[Tensor, "b 1 h w"]:
+    def _model_form(self, rows: Rows) -> Float[Tensor, "b 1 h w"]:
         return _to_model(np.array(self.inputs.real.images[rows]), self.inputs.device)
 
     @torch.no_grad()
     def _in_batches(
-        self,
-        step: Callable[[Int[np.ndarray, " b"]], Float[Tensor, "b 1 h w"]],
-        rows: Int[np.ndarray, " n"],
-        title: str,
-    ) -> UInt8[np.ndarray, "n h w"]:
-        """Raw images that a step makes of the images in some rows."""
+        self, make: Callable[[Rows], list[Float[Tensor, "b 1 h w"]]], rows: Rows, title: str
+    ) -> list[Raw]:
+        """Raw images that a step makes of the images in some rows, by its position."""
         size = self.inputs.settings.batch_size
         batches = np.array_split(rows, range(size, len(rows), size))
-        parts = [to_image(step(batch)) for batch in progress_bar(batches, title)]
-        return torch.cat(parts)[:, 0].cpu().numpy()
+        parts = [
+            [to_image(made)[:, 0].cpu().numpy() for made in make(batch)]
+            for batch in progress_bar(batches, title)
+        ]
+        return [np.concatenate(images) for images in zip(*parts, strict=True)]
 
-    def _embed(self, raw: UInt8[np.ndarray, "n h w"]) -> Float32[Tensor, "n d"]:
+    def _embed(self, encoder: Encoder, raw: Raw) -> Float32[Tensor, "n d"]:
         size, device = self.inputs.settings.batch_size, self.inputs.device
         batches = np.array_split(raw, range(size, len(raw), size))
-        return torch.cat([embed(self.encoder, _to_model(batch, device)) for batch in batches])
+        return torch.cat([embed(encoder, _to_model(batch, device)) for batch in batches])
 
 
 def _to_model(raw: UInt8[np.ndarray, "b h w"], device: torch.device) -> Float[Tensor, "b 1 h w"]:
@@ -162,24 +178,22 @@ def _to_model(raw: UInt8[np.ndarray, "b h w"], device: torch.device) -> Float[Te
 
 
 def _records(
-    inputs: EvaluationInputs,
-    condition: HealthCondition,
-    rows: Int[np.ndarray, " n"],
-    scores: _Scores,
+    inputs: EvaluationInputs, encoder: ScoreEncoder, condition: HealthCondition, scores: _Scores
 ) -> list[Record]:
     """The score and its calibration with intervals over patients."""
-    one = np.ones(len(rows))
+    count = len(scores.patients)
+    one = np.ones(count)
     terms = {name: (distance, one) for name, distance in scores.distances.items()}
     same = scores.distances.get("rrs_ceil_same")
     if same is not None and same.sum() > 0:
         terms["nrrs"] = (scores.distances["rrs"], same)
-    patients = inputs.real_patients[rows]
+    warning = _warning(encoder, scores.patients, len(inputs.encoders) > 1)
     protocol = {"rrs": _protocol(inputs, scores)}
     records = []
     for name, (numerator, denominator) in terms.items():
         statistic = partial(_ratio, numerator, denominator)
         replicates = replicate(
-            statistic, [patients], inputs.settings.bootstrap, inputs.settings.seed
+            statistic, [scores.patients], inputs.settings.bootstrap, inputs.settings.seed
         )
         records.append(
             Record(
@@ -188,10 +202,10 @@ def _records(
                 _ratio(numerator, denominator, one),
                 condition=condition.name,
                 interval=percentile_interval(replicates),
-                n_real=len(rows),
-                n_synthetic=len(rows) if name in ("rrs", "nrrs", "rrs_vae") else 0,
-                source=inputs.encoder_source,
-                warning=_warning(inputs, patients) if name in ("rrs", "nrrs") else None,
+                n_real=count,
+                n_synthetic=count if name in ("rrs", "nrrs", "rrs_vae") else 0,
+                source=encoder.source,
+                warning=warning if name in ("rrs", "nrrs") else None,
                 details={"meaning": MEANINGS[name]} | protocol.get(name, {}),
             )
         )
@@ -209,30 +223,29 @@ def _ratio(
     return float((weights * numerator).sum() / (weights * denominator).sum())
 
 
-def _mean(values: Float64[np.ndarray, " n"]) -> float:
-    return float(values.mean())
-
-
 def _protocol(inputs: EvaluationInputs, scores: _Scores) -> dict[str, Any]:
     own = None if inputs.generator is None else inputs.generator.own_sampling
     sampling = own or SAMPLING
     return {
         "median": float(np.median(scores.distances["rrs"])),
-        "l1_per_dimension": _mean(scores.l1),
+        "l1_per_dimension": float(scores.l1.mean()),
         "split": HELD_OUT,
         "sampler": sampling.sampler,
         "steps": sampling.steps,
     }
 
 
-def _warning(inputs: EvaluationInputs, patients: Shaped[np.ndarray, " n"]) -> str | None:
+def _warning(
+    encoder: ScoreEncoder, patients: Shaped[np.ndarray, " n"], has_held_out: bool
+) -> str | None:
     reasons = []
     count = len(np.unique(patients))
     if count < FEW_PATIENTS:
         reasons.append(f"only {len(patients)} held-out images of {count} patients")
-    if inputs.encoder_is_parent:
+    if encoder.in_loss:
+        remedy = "read that of the held-out encoder" if has_held_out else "give --encoder_held_out"
         reasons.append(
-            "the generator was fine-tuned with this very encoder, so the score flatters it: use "
-            "another encoder as well"
+            "the generator was fine-tuned with this very encoder, so the score flatters it: "
+            + remedy
         )
     return "; ".join(reasons) or None

@@ -1,12 +1,14 @@
 """How much images of different patients differ: in pixels (MS-SSIM) and in features."""
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Float64, Int, UInt8
+from jaxtyping import Bool, Float32, Float64, Int, UInt8
 from torch import Tensor
 from torch.nn import functional as F
+from torchmetrics import Metric
 
 from cxr_lightning.metrics.neighbours import row_distances
 
@@ -106,3 +108,50 @@ def scales(size: int) -> int:
     if size < MIN_SIZE:
         raise ValueError(f"`size` must be at least {MIN_SIZE} pixels, not {size}.")
     return sum(size >= smallest for smallest in SMALLEST)
+
+
+class PairwiseDiversity(Metric):
+    """Mean 1 - cos over all pairs of images of a group, in [0, 2]; 0 = all alike.
+
+    For n unit vectors e_i with sum s the mean cosine over pairs is (|s|^2 - n) / (n (n - 1)), so no
+    pair is formed, and sums over processes suffice.
+
+    Args:
+        dim: Dimension of the embeddings.
+        groups: Names of the groups, such as health conditions.
+        kwargs: As in `torchmetrics.Metric`.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, dim: int, groups: Sequence[str], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.groups = tuple(groups)
+        zeros = torch.zeros(len(self.groups), dim, dtype=torch.float64)
+        self.add_state("total", zeros, dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros_like(zeros[:, 0]), dist_reduce_fx="sum")
+
+    def update(self, embedding: Float32[Tensor, "b d"], member: Bool[Tensor, "b g"]) -> None:
+        """Adds images.
+
+        Args:
+            embedding: Their embeddings, any length.
+            member: Which groups each belongs to.
+        """
+        unit = F.normalize(embedding.double(), dim=1)
+        counted = member.double()
+        self.total += counted.T @ unit
+        self.count += counted.sum(0)
+
+    def compute(self) -> dict[str, Tensor]:
+        """The diversity of each group of two images or more."""
+        found = {}
+        for group, total, n in zip(self.groups, self.total, self.count, strict=True):
+            if n >= 2:
+                cosine = (total.square().sum() - n) / (n * (n - 1))
+                found[group] = (1.0 - cosine).float()
+        return found

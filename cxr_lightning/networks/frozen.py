@@ -1,5 +1,7 @@
 """Frozen: a network that only answers."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 from torch import nn
@@ -27,6 +29,18 @@ class Frozen(nn.Module, Generic[NetworkT]):
         """Stays in eval mode."""
         del mode
         return super().train(False)
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Everything in a module in eval mode for a while, then each part as it was."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 def _drop_network(

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from cxr_lightning.errors import UserError
 from cxr_lightning.networks.blocks import (
@@ -54,6 +55,11 @@ class Denoiser(nn.Module, PyTorchModelHubMixin):
             is not.
         text_dim: Columns of the text embeddings of conditions; 0: they are not looked at.
 
+    Attributes:
+        middle_channels: Channels of the feature map in the middle.
+        recompute: Whether the activations within residual blocks are computed again in the backward
+            pass and not kept (gradient checkpointing): less memory, longer steps, equal gradients.
+
     Raises:
         UserError: If the size cannot be halved often enough, an attention resolution does not
             occur, or the schedule does not go with the prediction.
@@ -90,6 +96,7 @@ class Denoiser(nn.Module, PyTorchModelHubMixin):
         self.prediction: Prediction = prediction
         self.schedule: Schedule = schedule
         self.timesteps = timesteps
+        self.recompute = False
         embedding = 4 * width
         self.time = nn.Sequential(
             nn.Linear(width, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
@@ -101,6 +108,7 @@ class Denoiser(nn.Module, PyTorchModelHubMixin):
         widths = [width * m for m in multipliers]
         has_attention = [size in attention for size in sizes]
         self.down, skips = _down_path(width, widths, has_attention, blocks, embedding, dropout)
+        self.middle_channels = widths[-1]
         self.middle = nn.ModuleList(
             [
                 ResBlock(widths[-1], widths[-1], embedding, dropout),
@@ -131,6 +139,18 @@ class Denoiser(nn.Module, PyTorchModelHubMixin):
             x_hat_known: Which images' x_hat, and z with it, may be seen; all by default.
             z: Latent code of x_hat; None counts as unknown for all images.
         """
+        return self.predict(y, t, condition, x_hat, x_hat_known, z)[0]
+
+    def predict(
+        self,
+        y: Float[Tensor, "b c h w"],
+        t: Int[Tensor, " b"],
+        condition: Condition,
+        x_hat: Float[Tensor, "b c h w"] | None = None,
+        x_hat_known: Bool[Tensor, " b"] | None = None,
+        z: Float[Tensor, "b d"] | None = None,
+    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b m h2 w2"]]:
+        """What `forward` predicts, and the feature map in the middle, the smallest one."""
         time = self.time(sinusoidal_embedding(t.to(y.dtype), self.width))
         embedding = time + self.condition(condition)
         if self.latent is not None:
@@ -139,18 +159,34 @@ class Denoiser(nn.Module, PyTorchModelHubMixin):
         h = self.stem(self._network_input(y, x_hat, x_hat_known))
         skips = [h]
         for layer in self.down:
-            h = _apply(layer, h, embedding)
+            h = self._pass(layer, h, embedding)
             if not isinstance(layer, SelfAttention):
                 skips.append(h)
             else:
                 skips[-1] = h
         for layer in self.middle:
-            h = _apply(layer, h, embedding)
+            h = self._pass(layer, h, embedding)
+        middle = h
         for layer in self.up:
             if isinstance(layer, ResBlock):
                 h = torch.cat([h, skips.pop()], dim=1)
-            h = _apply(layer, h, embedding)
-        return self.head(F.silu(self.norm(h))).float()
+            h = self._pass(layer, h, embedding)
+        return self.head(F.silu(self.norm(h))).float(), middle
+
+    def _pass(
+        self, layer: nn.Module, h: Float[Tensor, "b c h w"], embedding: Float[Tensor, "b e"]
+    ) -> Float[Tensor, "b d h2 w2"]:
+        inputs = (h, embedding) if isinstance(layer, ResBlock) else (h,)
+        if self.recompute and isinstance(layer, ResBlock):
+            return checkpoint(layer, *inputs, use_reentrant=False)
+        return layer(*inputs)
+
+    @property
+    def last_middle_conv(self) -> nn.Conv2d:
+        """The last convolution whose weights the feature map in the middle depends on."""
+        block = self.middle[-1]
+        assert isinstance(block, ResBlock)
+        return block.conv2
 
     def _latent_input(
         self,
@@ -180,13 +216,6 @@ class Denoiser(nn.Module, PyTorchModelHubMixin):
         shown = torch.zeros_like(y) if x_hat is None else x_hat * mask
         state = y + shown if self.form == "form2" else y
         return torch.cat([state, shown, mask.expand(-1, -1, *y.shape[-2:])], dim=1)
-
-
-def _apply(
-    layer: nn.Module, h: Float[Tensor, "b c h w"], embedding: Float[Tensor, "b e"]
-) -> Float[Tensor, "b d h2 w2"]:
-    out: Tensor = layer(h, embedding) if isinstance(layer, ResBlock) else layer(h)
-    return out
 
 
 def _sizes(image_size: int, multipliers: list[int], attention: list[int]) -> list[int]:

@@ -74,6 +74,7 @@ def model_card(evaluations: Sequence[Evaluation]) -> Facts:
     rows: list[tuple[str, list[Any]]] = [
         ("Generator sha256", [e.look_up("generator") for e in evaluations]),
         ("Encoder sha256", [e.look_up("encoder") for e in evaluations]),
+        ("Held-out encoder sha256", [e.look_up("encoder_held_out") for e in evaluations]),
         ("Classifier sha256", [e.look_up("classifier") for e in evaluations]),
     ]
     cards = [_flat(e.metrics["generator_card"]) for e in evaluations]

@@ -22,12 +22,16 @@ from cxr_lightning.report.words import METRICS, fact, label, metric_title, subgr
 
 CALIBRATION = {
     "rrs_floor_pixel": "resize round trip",
+    "rrs_floor_augment": "two views of one image",
     "rrs_vae": "autoencoder alone",
     "rrs": "reconstruction",
     "rrs_ceil_same": "other patient, same condition",
     "rrs_ceil_random": "any other patient",
 }
-"""What an original is compared with, from nearest to farthest."""
+"""What an original is compared with, mostly from nearest to farthest."""
+
+ENCODERS = {"encoder": "given", "encoder_held_out": "held out"}
+"""What the table calls the encoders of the score."""
 
 OPEN_LINES = 72
 """Lines of a table by condition that is shown without a click."""
@@ -121,32 +125,43 @@ def curves(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
 
 
 def representation(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
-    """The scale of the representation score, by condition."""
+    """The scale of the representation score, by condition, evaluation and encoder."""
     records = [r for e in evaluations for r in e.select(*CALIBRATION)]
     largest = max((r.value or 0.0 for r in records), default=0.0)
     rows = []
     for name in unique(r.condition for r in records if r.metric == "rrs"):
-        cells = []
-        for e in evaluations:
-            if e.find("rrs", name) is None:
-                continue
-            scores = {m: e.find(m, name) for m in (*CALIBRATION, "nrrs")}
-            marks = {
-                m: round(100 * max(r.value or 0.0, 0.0) / largest, 2) if largest > 0 else 0.0
-                for m in CALIBRATION
-                if (r := scores[m])
-            }
-            cells.append(
-                {
-                    "evaluation": e.name,
-                    "scores": scores,
-                    "marks": marks,
-                    "original": e.grids.get(f"{name}_original"),
-                    "reconstruction": e.grids.get(f"{name}_reconstruction"),
-                }
-            )
+        cells = [
+            _calibrated(e, name, record.source, largest)
+            for e in evaluations
+            for record in e.select("rrs")
+            if record.condition == name
+        ]
         rows.append({"label": label(name), "cells": cells})
-    return {"calibration": CALIBRATION, "representation": rows}
+    several = len({r.extractor for r in records}) > 1
+    return {"calibration": CALIBRATION, "representation": rows, "encoders": several}
+
+
+def _calibrated(
+    evaluation: Evaluation, condition: str, source: tuple[str, str], largest: float
+) -> dict[str, Any]:
+    """The scale of one encoder; with the pictures where it is the first one."""
+    metrics = (*CALIBRATION, "nrrs")
+    scores = {m: evaluation.find(m, condition, source=source) for m in metrics}
+    marks = {
+        m: round(100 * max(r.value or 0.0, 0.0) / largest, 2) if largest > 0 else 0.0
+        for m in CALIBRATION
+        if (r := scores[m])
+    }
+    first = evaluation.find("rrs", condition) is scores["rrs"]
+    grids = evaluation.grids if first else {}
+    return {
+        "evaluation": evaluation.name,
+        "encoder": ENCODERS.get(source[0], source[0]),
+        "scores": scores,
+        "marks": marks,
+        "original": grids.get(f"{condition}_original"),
+        "reconstruction": grids.get(f"{condition}_reconstruction"),
+    }
 
 
 def condition(evaluations: Sequence[Evaluation]) -> dict[str, Any]:

@@ -66,6 +66,11 @@ _REPRESENTATION = {
         "the same for a harmless change of pixels",
         "distance",
     ),
+    "rrs_floor_augment": (
+        "Two views of one image",
+        "the same for two random crops and turns of it",
+        "distance",
+    ),
     "rrs_vae": ("Autoencoder alone", "the same without the denoiser", "distance"),
     "rrs_ceil_same": ("Other patient, same condition", "the same for two patients", "distance"),
     "rrs_ceil_random": ("Any other patient", "the same for any two patients", "distance"),

@@ -72,6 +72,11 @@ class Stage(LightningModule, ABC):
         return None
 
     @property
+    def loss_encoder(self) -> str | None:
+        """sha256 of the encoder product whose embeddings the loss compares; None without one."""
+        return None
+
+    @property
     def datamodule(self) -> CheXpertDataModule:
         """The data module that the trainer runs this stage on."""
         datamodule: CheXpertDataModule = self.trainer.datamodule  # type: ignore[attr-defined]

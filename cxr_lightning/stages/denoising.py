@@ -12,7 +12,7 @@ from cxr_lightning.data.datamodule import CheXpertDataModule
 from cxr_lightning.data.text_encoder import check_text_encoder
 from cxr_lightning.diffusion.generator import Generator
 from cxr_lightning.diffusion.priors import LatentPrior
-from cxr_lightning.diffusion.process import add_noise, velocity, x0_from_output
+from cxr_lightning.diffusion.process import add_noise, ddpm_step, velocity, x0_from_output
 from cxr_lightning.diffusion.random import ImageNoise
 from cxr_lightning.diffusion.schedule import alpha_bar
 from cxr_lightning.diffusion.weighting import min_snr_weight
@@ -50,13 +50,31 @@ class Denoised:
         error: Mean squared error of each image's prediction.
         x0: One-step estimate of the clean image, not clamped.
         a_t: alpha_bar at each image's step.
+        a_prev: alpha_bar at the step before.
+        y: The noised images y_t.
+        middle: The denoiser's feature map in the middle.
         prediction: What was predicted.
     """
 
     error: Float[Tensor, " b"]
     x0: Float[Tensor, "b 1 h w"]
     a_t: Float[Tensor, " b"]
+    a_prev: Float[Tensor, " b"]
+    y: Float[Tensor, "b 1 h w"]
+    middle: Float[Tensor, "b m h2 w2"]
     prediction: Prediction
+
+    def reverse_sample(self, noise: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
+        """One reverse step of the chain from t to t - 1: Ho et al. 2020, equations 6 and 7.
+
+        x_{t-1} ~ N(sqrt(A_{t-1}) beta_t / (1 - A_t) x_0 + sqrt(alpha_t) (1 - A_{t-1}) / (1 - A_t)
+        y_t, (1 - A_{t-1}) / (1 - A_t) beta_t I), x_0 the one-step estimate.
+
+        Args:
+            noise: Standard normal.
+        """
+        a_t, a_prev = (a[:, None, None, None] for a in (self.a_t, self.a_prev))
+        return ddpm_step(self.y, self.x0, noise, a_t, a_prev)
 
     def loss(self, min_snr_gamma: float | None = None) -> Float[Tensor, ""]:
         """Mean squared error (Ho et al. 2020, equation 14), with Min-SNR weights where asked."""
@@ -141,12 +159,13 @@ class GeneratorInTraining(nn.Module):
         x_hat, z = self._reconstruct(image, draws.latent_noise)
         a_t = self.alpha_bar[draws.t]
         y = add_noise(image, draws.noise, a_t)
-        predicted = denoiser(y, draws.t, condition, x_hat, draws.x_hat_known, z)
+        predicted, middle = denoiser.predict(y, draws.t, condition, x_hat, draws.x_hat_known, z)
         x0 = x0_from_output(denoiser.prediction, y, predicted, a_t)
         is_noise = denoiser.prediction == "epsilon"
         target = draws.noise if is_noise else velocity(image, draws.noise, a_t)
         error = (predicted - target).square().flatten(1).mean(1)
-        return Denoised(error, x0, a_t, denoiser.prediction)
+        a_prev = self.alpha_bar[draws.t - 1]
+        return Denoised(error, x0, a_t, a_prev, y, middle, denoiser.prediction)
 
     def estimates(
         self,

@@ -1,20 +1,29 @@
 """Stage 4: the denoiser is fine-tuned with the representation loss through the frozen encoder."""
 
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Literal, final
 
+import numpy as np
+import torch
 from jaxtyping import Float, UInt8
 from lightning.pytorch.cli import OptimizerCallable
-from torch import Tensor
+from torch import Tensor, nn
 
 from cxr_lightning.artifacts import check_product, load_network
 from cxr_lightning.data.transforms import to_image
 from cxr_lightning.diffusion.generator import Generator
-from cxr_lightning.losses.representation import representation_loss
+from cxr_lightning.errors import UserError
+from cxr_lightning.losses.representation import (
+    Embed,
+    alignment_loss,
+    recomputing,
+    representation_loss,
+)
 from cxr_lightning.networks.encoder import Encoder
-from cxr_lightning.networks.frozen import Frozen
+from cxr_lightning.networks.frozen import Frozen, eval_mode
 from cxr_lightning.stages.base import Decay, Product, Stage, default_optimizer
 from cxr_lightning.stages.denoising import (
+    Denoised,
     GeneratorInTraining,
     check_gamma,
     fixed_draws,
@@ -25,21 +34,49 @@ from cxr_lightning.stages.denoising import (
 )
 from cxr_lightning.types import Batch
 
+Mode = Literal["x0", "hidden", "posterior"]
+
+PROBE = 256
+"""Validation images, at most, on which the diffusion loss is watched; each process sees all."""
+
+PROBE_BATCH = 32
+
 
 @final
 class Finetune(Stage):
     """L = L_diffusion + lambda L_representation (the whitepaper's stage 4).
 
+    What L_representation compares with the embedding of the original (`mode`):
+
+    - `x0`: the embedding of the clean image as estimated in one step, gradient through the encoder,
+      weighted by alpha_bar and cut at a low signal-to-noise ratio (`representation_loss`).
+    - `posterior`: the same with a sample of the reverse step, x_{t-1}, in the place of the
+      estimate: the literal reading of "reconstructed by the reverse step". Noisy images are
+      foreign to the encoder, so it is there to be compared with.
+    - `hidden`: the pooled feature map in the U-Net's middle, by a small network that is no part of
+      the product (`alignment_loss`). No gradient passes the encoder, and all steps count. In pixel
+      space such alignment was reported to cost diversity in groups that the encoder draws close
+      together (PixelREPA, arXiv 2603.14366), as the clustering of stage 3 does.
+
+    With a weight of 0 the encoder is not used in training: the control of an ablation. Validation
+    measures the distance of mode `x0` in every mode, so that modes compare, and the diffusion loss
+    on fixed images, noise and steps relative to that of the generator it started from
+    (`diffusion_ratio`): well above 1, the fine-tuning takes from the model what it learned.
+
     Args:
         generator: Product of stage 2.
         encoder: Product of stage 3, frozen here.
         image_size: Height and width in pixels (from `data.image_size`).
-        representation_weight: lambda.
+        mode: `x0`, `hidden` or `posterior`.
+        representation_weight: lambda; 0 for continued training without the loss.
         representation_warmup_steps: Steps over which lambda rises linearly from 0.
         min_snr_gamma: Cut of the Min-SNR weights of the training loss (Hang et al. 2023); null for
             the plain loss.
         text_encoder: Folder of the text encoder (from `data.text_encoder`); the generator's.
-        snr_min: Images noised below this signal-to-noise ratio have no representation loss.
+        snr_min: Images noised below this signal-to-noise ratio have no representation loss; without
+            effect on `hidden`.
+        gradient_checkpointing: Whether activations of the U-Net's blocks, and of the encoder, are
+            computed again in the backward pass instead of kept: less memory, longer steps.
         drop_field: Probability, per image and field, that a field of the condition is unknown.
         drop_condition: Probability, per image, that the whole condition is unknown.
         drop_text: Probability, per image, that the text alone is unknown.
@@ -49,7 +86,8 @@ class Finetune(Stage):
         decay: Learning rate after warm-up: `constant` or `cosine`.
 
     Raises:
-        UserError: If a product is missing, wrong, or of another image size.
+        UserError: If a product is missing, wrong, or of another image size, or a value is out of
+            its range.
     """
 
     def __init__(
@@ -57,11 +95,13 @@ class Finetune(Stage):
         generator: Path,
         encoder: Path,
         image_size: int = 64,
+        mode: Mode = "x0",
         representation_weight: float = 0.1,
         representation_warmup_steps: int = 0,
         min_snr_gamma: float | None = None,
         text_encoder: Path | None = None,
         snr_min: float = 0.25,
+        gradient_checkpointing: bool = False,
         drop_field: float = 0.1,
         drop_condition: float = 0.1,
         drop_text: float = 0.2,
@@ -71,6 +111,7 @@ class Finetune(Stage):
         decay: Decay = "constant",
     ) -> None:
         super().__init__(optimizer, warmup_steps, decay)
+        _check_settings(representation_weight, representation_warmup_steps, snr_min)
         start = load_generator(generator, image_size)
         self.parents = {
             "generator": start.manifest["sha256"],
@@ -80,7 +121,13 @@ class Finetune(Stage):
         assert start.denoiser is not None
         denoiser = start.denoiser.train().requires_grad_(True)
         self.networks = GeneratorInTraining(denoiser, start.autoencoder, ema_decay, start.prior)
-        self.encoder = Frozen(load_network(Encoder, encoder))
+        denoiser.recompute = gradient_checkpointing  # the average has no backward pass
+        self.encoder = Frozen(_load_encoder(encoder, image_size))
+        self.gradient_checkpointing = gradient_checkpointing
+        self.mode = mode
+        self.projector = None
+        if mode == "hidden" and representation_weight > 0.0:
+            self.projector = projector(denoiser.middle_channels, self.encoder.network.dim)
         self.representation_weight = representation_weight
         self.representation_warmup_steps = representation_warmup_steps
         self.min_snr_gamma = check_gamma(min_snr_gamma, denoiser.schedule)
@@ -88,11 +135,18 @@ class Finetune(Stage):
         self.drop_field = drop_field
         self.drop_condition = drop_condition
         self.drop_text = drop_text
+        self.register_buffer("diffusion_at_start", torch.tensor(float("nan")))
+        self.diffusion_at_start: Float[Tensor, ""]
 
     @property
     def name(self) -> str:
         """Name of the stage."""
         return "finetune"
+
+    @property
+    def loss_encoder(self) -> str:
+        """sha256 of the encoder product."""
+        return self.parents["encoder"]
 
     def product(self) -> Product:
         """The generator, with averaged weights; the same format as stage 2's."""
@@ -102,6 +156,11 @@ class Finetune(Stage):
         """The generator, with averaged weights."""
         return self.networks.generator()
 
+    def on_fit_start(self) -> None:
+        """Measures the diffusion loss on the probe images before the first step."""
+        if self.diffusion_at_start.isnan():
+            self.diffusion_at_start.copy_(self._probe_diffusion())
+
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         """Diffusion loss plus weighted representation loss of a batch."""
         condition = random_drop(
@@ -109,15 +168,17 @@ class Finetune(Stage):
         )
         draws = random_draws(self, self.networks, len(batch.image))
         denoised = self.networks.denoise(batch.image, condition, draws)
-        representation = representation_loss(
-            self.encoder.network, batch.image, denoised.x0, denoised.a_t, self.snr_min
-        )
-        ramp = min((self.global_step + 1) / (self.representation_warmup_steps + 1), 1.0)
         diffusion = denoised.loss(self.min_snr_gamma)
-        loss = diffusion + self.representation_weight * ramp * representation
-        scalars = {"loss": loss, "diffusion": diffusion, "representation": representation}
+        scalars = {"loss": diffusion, "diffusion": diffusion}
+        if self.representation_weight > 0.0:
+            ramp = min((self.global_step + 1) / (self.representation_warmup_steps + 1), 1.0)
+            representation = self._representation(batch.image, denoised)
+            weighted = self.representation_weight * ramp * representation
+            scalars |= {"loss": diffusion + weighted, "representation": representation}
+            if self._is_logged_step():
+                scalars["gradient_ratio"] = self._gradient_ratio(weighted, diffusion)
         self.log_scalars("train", scalars, len(batch.image))
-        return loss
+        return scalars["loss"]
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Steps the optimizer, then the moving average; not called while accumulating."""
@@ -126,8 +187,7 @@ class Finetune(Stage):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Both losses with averaged weights, full conditions and fixed noise."""
-        draws = fixed_draws(batch.index, self.networks, batch.image.shape[-1], self.device)
-        denoised = self.networks.denoise(batch.image, batch.condition, draws, averaged=True)
+        denoised = self._denoise_fixed(batch)
         representation = representation_loss(
             self.encoder.network, batch.image, denoised.x0, denoised.a_t, self.snr_min
         )
@@ -136,7 +196,117 @@ class Finetune(Stage):
         scalars = {"loss": loss, "diffusion": diffusion, "representation": representation}
         self.log_scalars(self.split, scalars, len(batch.image))
 
+    def on_validation_epoch_end(self) -> None:
+        """Logs the diffusion loss on the probe images over that before the first step."""
+        if not self.diffusion_at_start.isnan():  # as in `cxr validate` without a checkpoint
+            ratio = self._probe_diffusion() / self.diffusion_at_start
+            self.log(f"{self.name}/{self.split}/diffusion_ratio", ratio)
+
     def predict_step(self, batch: Batch, batch_idx: int) -> UInt8[Tensor, "b 1 h w"]:
         """Reconstructions through VAE and denoiser, raw."""
         made = self.generator().reconstruct(batch.image, batch.condition, batch.index)
         return to_image(made)
+
+    def _representation(
+        self, image: Float[Tensor, "b 1 h w"], denoised: Denoised
+    ) -> Float[Tensor, ""]:
+        """The representation loss of a training batch in the chosen mode."""
+        encoder: Embed = self.encoder.network
+        if self.projector is not None:
+            return alignment_loss(encoder, image, self.projector(denoised.middle))
+        if self.gradient_checkpointing:
+            encoder = recomputing(encoder)
+        reconstruction = denoised.x0
+        if self.mode == "posterior":
+            shape = image.shape[1:]
+            noise = self.draw(lambda n: torch.randn(n, *shape, device=self.device), len(image))
+            reconstruction = denoised.reverse_sample(noise)
+        return representation_loss(encoder, image, reconstruction, denoised.a_t, self.snr_min)
+
+    def _is_logged_step(self) -> bool:
+        """Whether Lightning logs at the end of this step."""
+        if self._trainer is None:
+            return False
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return every > 0 and (self.global_step + 1) % every == 0
+
+    def _gradient_ratio(
+        self, representation: Float[Tensor, ""], diffusion: Float[Tensor, ""]
+    ) -> Float[Tensor, ""]:
+        """|grad of the weighted representation loss| / |grad of the diffusion loss|.
+
+        On the weights of the last layer, or of the last convolution in the middle for the mode
+        `hidden`, which reaches no later one. Of this process's images: gradients are not averaged
+        over processes. Aim at 0.05 to 0.2.
+        """
+        denoiser = self.networks.denoiser
+        last = denoiser.head if self.projector is None else denoiser.last_middle_conv
+        norms = [
+            torch.autograd.grad(loss, last.weight, retain_graph=True)[0].float().norm()
+            for loss in (representation, diffusion)
+        ]
+        return norms[0] / norms[1].clamp(min=torch.finfo(torch.float32).tiny)
+
+    def _denoise_fixed(self, batch: Batch) -> Denoised:
+        """One evaluation with averaged weights, full conditions, noise and steps by image."""
+        draws = fixed_draws(batch.index, self.networks, batch.image.shape[-1], self.device)
+        return self.networks.denoise(batch.image, batch.condition, draws, averaged=True)
+
+    @torch.no_grad()
+    def _probe_diffusion(self) -> Float[Tensor, ""]:
+        """Diffusion loss on a fixed choice of validation images; the same on every process."""
+        rows = self.datamodule.rows["valid"]
+        chosen = np.random.default_rng(0).permutation(rows)[:PROBE]
+        parts = np.array_split(chosen, range(PROBE_BATCH, len(chosen), PROBE_BATCH))
+        with eval_mode(self):
+            batches = (self.datamodule.batch_of(part, self.device) for part in parts)
+            return torch.cat([self._denoise_fixed(batch).error for batch in batches]).mean()
+
+
+def projector(channels: int, dim: int) -> nn.Sequential:
+    """Maps a feature map to the dimension of the embedding: mean over pixels, three-layer MLP.
+
+    With SiLU between the layers, as in REPA.
+
+    Args:
+        channels: Of the feature map (b, channels, h, w).
+        dim: Of the result (b, dim).
+    """
+    hidden = 2 * channels
+    return nn.Sequential(
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(channels, hidden),
+        nn.SiLU(),
+        nn.Linear(hidden, hidden),
+        nn.SiLU(),
+        nn.Linear(hidden, dim),
+    )
+
+
+def _load_encoder(folder: Path, image_size: int) -> Encoder:
+    encoder = load_network(Encoder, folder)
+    if encoder.image_size != image_size:
+        raise UserError(
+            f"model.encoder: {folder} was trained on images of {encoder.image_size} pixels, but "
+            f"data.image_size is {image_size}; train one with 'cxr fit --config configs/moco.yaml' "
+            f"on images of {image_size} pixels."
+        )
+    return encoder
+
+
+def _check_settings(weight: float, warmup_steps: int, snr_min: float) -> None:
+    if not 0.0 <= weight < float("inf"):
+        raise UserError(
+            f"model.representation_weight: {weight} is not possible; use 0 (no representation "
+            "loss) or more, such as 0.1."
+        )
+    if warmup_steps < 0:
+        raise UserError(
+            f"model.representation_warmup_steps: {warmup_steps} is negative; use 0 or more."
+        )
+    if not 0.0 <= snr_min < float("inf"):
+        raise UserError(
+            f"model.snr_min: {snr_min} is not possible; use 0 (all steps count) or more, such as "
+            "0.25."
+        )

@@ -1,6 +1,7 @@
 """`cxr evaluate` on small folders: its numbers, and what it leaves out."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from brightness_sets import (
     SIZE,
     draw_image,
     label_row,
+    make_encoder,
     make_generator,
     metrics_of,
     records_of,
@@ -20,6 +22,7 @@ from PIL import Image
 
 from cxr_lightning.artifacts import product_sha256
 from cxr_lightning.commands.evaluate import evaluate
+from cxr_lightning.commands.report import report
 from cxr_lightning.evaluation.work import make_grid
 
 FAST = ["fidelity", "representation"]
@@ -156,6 +159,7 @@ def test_representation_and_its_calibration(
     for condition in BRIGHTNESS:
         values = {m: records[m, condition]["value"] for m in ("rrs", "rrs_vae", "rrs_ceil_same")}
         floor = records["rrs_floor_pixel", condition]["value"]
+        assert 0 < records["rrs_floor_augment", condition]["value"] <= 2
         assert all(0 <= value <= 2 for value in values.values())
         assert floor < values["rrs_ceil_same"]
         assert records["rrs_ceil_random", condition]["value"] > 0
@@ -188,7 +192,48 @@ def test_score_by_the_encoder_of_the_fine_tuning_is_flagged(
         reconstructions=2,
         **products,
     )
-    assert "with this very encoder" in records_of(tmp_path / "out")["rrs", "healthy"]["warning"]
+    warning = records_of(tmp_path / "out")["rrs", "healthy"]["warning"]
+    assert "with this very encoder" in warning
+    assert "give --encoder_held_out" in warning
+
+
+def test_a_held_out_encoder_scores_the_same_images_beside_it(
+    real: Path, synthetic: Path, encoder: Path, tmp_path: Path
+) -> None:
+    facts = {"parents": {"encoder": product_sha256(encoder)}}
+    other = make_encoder(tmp_path / "other", seed=1)
+    evaluate(
+        real,
+        synthetic,
+        tmp_path / "out",
+        encoder=encoder,
+        encoder_held_out=other,
+        generator=make_generator(tmp_path / "generator", facts=facts),
+        extractor=["fixed"],
+        axes=["representation"],
+        bootstrap=0,
+        reconstructions=2,
+    )
+    content = metrics_of(tmp_path / "out")
+    assert content["encoder_held_out"] == product_sha256(other)
+    for metric in ("rrs", "rrs_floor_augment", "rrs_vae", "rrs_ceil_same", "nrrs"):
+        found = [
+            r for r in content["records"] if (r["metric"], r["condition"]) == (metric, "healthy")
+        ]
+        assert [r["extractor"] for r in found] == ["encoder", "encoder_held_out"]
+        assert [r["extractor_sha256"] for r in found] == [
+            product_sha256(encoder), product_sha256(other)
+        ]  # fmt: skip
+        assert found[0]["value"] != found[1]["value"]
+        if metric == "rrs":
+            assert "read that of the held-out encoder" in found[0]["warning"]
+            assert "very encoder" not in found[1]["warning"]
+    report(evaluation=[tmp_path / "out"], out=tmp_path / "report.html")
+    markdown = (tmp_path / "report.md").read_text()
+    assert re.search(r"^\| Condition \| Encoder \| Resize round trip \|", markdown, re.MULTILINE)
+    for name in ("given", "held out"):
+        assert re.search(rf"^\| Healthy \| {name} \| [0-9]", markdown, re.MULTILINE)
+    assert "held-out encoder" in markdown
 
 
 def test_a_generator_tuned_to_few_steps_reconstructs_with_its_own_sampler(

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 from brightness_sets import (
+    make_encoder,
     make_generator,
     metrics_of,
 )
 from PIL import Image
 
+from cxr_lightning.artifacts import product_sha256
 from cxr_lightning.commands import evaluate as module
 from cxr_lightning.commands.evaluate import evaluate
 from cxr_lightning.errors import UserError
@@ -177,4 +179,25 @@ def test_no_number_no_evaluation(
     monkeypatch.setitem(module.AXES, "fidelity", lambda inputs: AxisResult())
     with pytest.raises(UserError, match="as no number could be made"):
         evaluate(real, synthetic, tmp_path / "out", extractor=["fixed"], axes=["fidelity"])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("given", ["the same", "the parent", "alone"])
+def test_a_held_out_encoder_that_is_none(
+    real: Path, synthetic: Path, encoder: Path, tmp_path: Path, given: str
+) -> None:
+    other = make_encoder(tmp_path / "other", seed=1)
+    facts = {"parents": {"encoder": product_sha256(encoder)}}
+    changes: dict[str, dict[str, Any]] = {
+        "the same": {"encoder": encoder, "encoder_held_out": encoder},
+        "the parent": {
+            "encoder": other,
+            "encoder_held_out": encoder,
+            "generator": make_generator(tmp_path / "generator", facts=facts),
+        },
+        "alone": {"encoder_held_out": other},
+    }
+    said = "stands beside another" if given == "alone" else "--seed_everything"
+    with pytest.raises(UserError, match=f"^encoder_held_out: .*{said}"):
+        evaluate(real, synthetic, tmp_path / "out", extractor=["fixed"], **changes[given])
     assert not (tmp_path / "out").exists()

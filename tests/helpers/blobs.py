@@ -16,7 +16,6 @@ from cxr_lightning.data.prepared import PreparedDataset
 from cxr_lightning.data.vocabulary import parse_condition
 from cxr_lightning.evaluation.features import FeatureCache
 from cxr_lightning.evaluation.inputs import EvaluationInputs, Settings
-from cxr_lightning.evaluation.records import PIXELS
 from cxr_lightning.evaluation.synthetic import SyntheticSet
 from cxr_lightning.types import OBSERVATIONS
 
@@ -121,9 +120,7 @@ def make_inputs(
         synthetic=synthetic,
         conditions=[parse_condition(name) for name in conditions],
         extractors=[],
-        encoder=None,
-        encoder_source=PIXELS,
-        encoder_is_parent=False,
+        encoders=[],
         generator=None,
         classifier=classifier,
         reidentification=None,

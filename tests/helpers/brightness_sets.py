@@ -97,8 +97,8 @@ def write_synthetic(folder: Path) -> Path:
     return folder
 
 
-def make_encoder(folder: Path) -> Path:
-    torch.manual_seed(0)
+def make_encoder(folder: Path, seed: int = 0) -> Path:
+    torch.manual_seed(seed)
     network = Encoder(image_size=SIZE, width=4, backbone="small", dim=8)
     save_product(folder, "encoder", {"encoder": network}, {})
     return folder

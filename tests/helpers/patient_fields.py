@@ -13,7 +13,7 @@ from scipy.ndimage import gaussian_filter
 from cxr_lightning.data.prepared import PreparedDataset
 from cxr_lightning.evaluation.features import FeatureCache
 from cxr_lightning.evaluation.inputs import EvaluationInputs, Settings
-from cxr_lightning.evaluation.records import PIXELS, AxisResult, Record
+from cxr_lightning.evaluation.records import AxisResult, Record
 from cxr_lightning.evaluation.synthetic import SyntheticSet
 from cxr_lightning.metrics.extractors import build_extractor
 from cxr_lightning.types import NOT_ANNOTATED, OBSERVATIONS
@@ -93,9 +93,7 @@ def inputs_maker(folder: Path) -> Callable[..., EvaluationInputs]:
             "synthetic": SyntheticSet(synthetic, sha256, drawn, requested),
             "conditions": [],
             "extractors": [build_extractor("fixed")],
-            "encoder": None,
-            "encoder_source": PIXELS,
-            "encoder_is_parent": False,
+            "encoders": [],
             "generator": None,
             "classifier": None,
             "reidentification": None,

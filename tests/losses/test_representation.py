@@ -7,7 +7,12 @@ from torch import Tensor, nn
 
 from cxr_lightning.diffusion.process import add_noise, x0_from_epsilon
 from cxr_lightning.diffusion.schedule import alpha_bar
-from cxr_lightning.losses.representation import representation_loss
+from cxr_lightning.losses.representation import (
+    PART,
+    alignment_loss,
+    recomputing,
+    representation_loss,
+)
 from cxr_lightning.networks.encoder import Encoder
 from cxr_lightning.networks.frozen import Frozen
 from cxr_lightning.types import Condition
@@ -136,3 +141,57 @@ def test_gradient_reaches_the_denoiser_through_the_frozen_encoder_and_stays_on_n
     assert denoiser.head.weight.grad.any()
     assert denoiser.stem.weight.grad.any()
     assert all(p.grad is None for p in encoder.parameters())
+
+
+def test_alignment_is_the_mean_distance_without_gradient_through_the_encoder():
+    x0, _ = pairs(5)
+    x0.requires_grad_()
+    encoder = Stub()
+    projected = torch.randn(5, 5, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    loss = alignment_loss(encoder, x0, projected)
+    cosines = [
+        float(F.cosine_similarity(projected[i], encoder(x0[i : i + 1])[0], dim=0).detach())
+        for i in range(5)
+    ]
+    assert float(loss.detach()) == pytest.approx(sum(1 - c for c in cosines) / 5, abs=1e-6)
+    loss.backward()
+    assert projected.grad is not None
+    assert projected.grad.any()
+    assert x0.grad is None
+
+
+def test_recomputing_the_encoder_changes_neither_loss_nor_gradient():
+    torch.manual_seed(0)
+    network = Encoder(image_size=8, width=8, backbone="small", dim=8)
+    encoder = Frozen(network).network
+    x0, estimate = pairs(PART + 3)
+    found = []
+    for embed in (encoder, recomputing(encoder)):
+        image = estimate.clone().requires_grad_()
+        loss = representation_loss(embed, x0, image, torch.full((PART + 3,), 0.8))
+        loss.backward()
+        assert image.grad is not None
+        found.append((loss.detach(), image.grad))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-6, atol=0)
+    # the same sums over other batch sizes: float32 rounding of gradients of about 1e-3
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("mode", ["x0", "hidden"])
+def test_distance_is_in_fp32_under_autocast(mode):
+    torch.manual_seed(0)
+    encoder = Encoder(image_size=8, width=8, backbone="small", dim=16).eval()
+    x0, estimate = pairs(6)
+    noised = x0 + 0.2 * estimate
+
+    def loss() -> Tensor:
+        if mode == "x0":
+            return representation_loss(encoder, x0, noised, torch.full((6,), 0.8))
+        return alignment_loss(encoder, x0, encoder(noised).bfloat16())
+
+    expected = loss()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = loss()
+    assert found.dtype == torch.float32
+    assert 1e-4 < float(expected.detach()) < 0.2  # a bf16 cosine would move in steps of .0039
+    assert float(found.detach()) == pytest.approx(float(expected.detach()), abs=1e-3)

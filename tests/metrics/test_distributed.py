@@ -31,7 +31,7 @@ def measure(part: slice) -> dict[str, float]:
     encoder = Encoder(image_size=16, width=4, backbone="small", dim=8).eval()
     score = ReconstructedRepresentationScore(encoder)
     score.update(to_model(_raw(0)[part]), to_model(_raw(1)[part]))
-    return {"fid": float(fid.compute()), "rrs": float(score.compute())}
+    return {"fid": float(fid.compute()), "rrs": float(score.compute()["rrs"])}
 
 
 def run_rank(rank: int, folder: str) -> None:

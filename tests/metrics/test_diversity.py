@@ -13,6 +13,7 @@ from cxr_lightning.metrics.diversity import (
     BETAS,
     MIN_SIZE,
     SMALLEST,
+    PairwiseDiversity,
     different_pairs,
     ms_ssim,
     pair_distances,
@@ -177,3 +178,27 @@ def test_pair_distances_against_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
         expected = [reference(rows[i], rows[j]) for i, j in pairs.T]
         assert pair_distances(features, pairs, metric).tolist() == pytest.approx(expected)
     assert len(pair_distances(features, pairs[:, :0])) == 0
+
+
+def test_pairwise_diversity_equals_a_loop_over_pairs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    embedding = torch.randn(7, 5, generator=generator) * torch.arange(1.0, 8.0)[:, None]
+    member = torch.rand(7, 3, generator=generator) < 0.6
+    member[:, 2] = torch.arange(7) == 3  # one image has no pair
+    metric = PairwiseDiversity(5, ["a", "b", "c"])
+    for rows in (slice(0, 3), slice(3, 7)):
+        metric.update(embedding[rows], member[rows])
+    found = metric.compute()
+    assert set(found) == {"a", "b"}
+    for column, group in enumerate("ab"):
+        rows = torch.nonzero(member[:, column])[:, 0].tolist()
+        pairs = [
+            1 - float(torch.nn.functional.cosine_similarity(embedding[i], embedding[j], dim=0))
+            for i in rows
+            for j in rows
+            if i < j
+        ]
+        assert float(found[group]) == pytest.approx(sum(pairs) / len(pairs), abs=1e-6)
+    metric.reset()
+    metric.update(embedding[:1].repeat(4, 1), torch.ones(4, 3, dtype=torch.bool))
+    assert float(metric.compute()["a"]) == pytest.approx(0.0, abs=1e-6)

@@ -8,14 +8,19 @@ import torch
 from torch import Tensor
 
 from cxr_lightning.data.transforms import to_image, to_model
+from cxr_lightning.losses.representation import embedding_distance, representation_loss
+from cxr_lightning.metrics.extractors.encoder import _Embedding
 from cxr_lightning.metrics.representation_score import (
+    COMPARISONS,
+    MEANINGS,
     ReconstructedRepresentationScore,
     embed,
-    embedding_distance,
     embedding_l1,
+    floor_pairs,
     other_patients,
     pair_distances,
     resize_round_trip,
+    score_ratios,
 )
 from cxr_lightning.networks.encoder import Encoder
 
@@ -88,12 +93,89 @@ def test_metric_is_the_mean_over_all_pairs(encoder: Encoder) -> None:
     for rows in (slice(0, 4), slice(4, 7)):
         metric.update(original[rows], reconstruction[rows])
     expected = pair_distances(encoder, original, reconstruction).mean()
-    assert metric.compute().dtype == torch.float32
-    assert torch.allclose(metric.compute(), expected)
-    assert 0.0 <= float(metric.compute()) <= 2.0
+    found = metric.compute()
+    assert set(found) == {"rrs"}
+    assert found["rrs"].dtype == torch.float32
+    assert torch.allclose(found["rrs"], expected)
+    assert 0.0 <= float(found["rrs"]) <= 2.0
     metric.reset()
     metric.update(original, original)
-    assert float(metric.compute()) == 0.0
+    assert float(metric.compute()["rrs"]) == 0.0
+
+
+def test_metric_counts_comparisons_and_groups_by_themselves(encoder: Encoder) -> None:
+    original, made, same = _images(4, seed=1), _images(4, seed=2), _images(4, seed=3)
+    member = torch.tensor([[True, False], [True, True], [False, False], [False, True]])
+    metric = ReconstructedRepresentationScore(encoder, ["a", "b"])
+    metric.update(original, made, member=member)
+    metric.update(original, same, "rrs_ceil_same", member)
+    metric.update(original, same, "rrs_vae")
+    found = {name: float(value) for name, value in metric.compute().items()}
+    rrs, ceiling = (pair_distances(encoder, original, x).tolist() for x in (made, same))
+    expected = {"rrs": sum(rrs) / 4, "rrs_vae": sum(ceiling) / 4}
+    for group, rows in (("a", [0, 1]), ("b", [1, 3])):
+        expected[f"rrs_{group}"] = sum(rrs[i] for i in rows) / 2
+        expected[f"rrs_ceil_same_{group}"] = sum(ceiling[i] for i in rows) / 2
+        expected[f"nrrs_{group}"] = sum(rrs[i] for i in rows) / sum(ceiling[i] for i in rows)
+    assert found == pytest.approx(expected, rel=1e-5)  # float32
+
+
+def test_ratio_needs_a_ceiling_above_zero() -> None:
+    scores = {"rrs_a": 0.1, "rrs_ceil_same_a": 0.4, "rrs_b": 0.1, "rrs_ceil_same_b": 0.0}
+    tensors = {name: torch.tensor(value) for name, value in scores.items()}
+    found = score_ratios(tensors | {"rrs_c": torch.tensor(0.1)}, ["a", "b", "c"])
+    assert {name: float(value) for name, value in found.items()} == {"nrrs_a": 0.25}
+
+
+def test_every_comparison_has_a_meaning() -> None:
+    assert {*COMPARISONS, "nrrs"} == set(MEANINGS)
+
+
+def test_floors_of_an_image_depend_on_its_number_alone(encoder: Encoder) -> None:
+    image, index = _images(3), torch.tensor([4, 9, 11])
+    pairs = floor_pairs(image, index)
+    assert set(pairs) == {"rrs_floor_pixel", "rrs_floor_augment"}
+    alone = floor_pairs(image[1:2], index[1:2])
+    for name, pair in pairs.items():
+        for whole, one in zip(pair, alone[name], strict=True):
+            # as one batch or alone: rounding of the resampling
+            assert torch.allclose(whole[1:2], one, atol=1e-5)
+    first, second = pairs["rrs_floor_augment"]
+    assert not torch.equal(first, second)
+    other = floor_pairs(image, index, seed=1)["rrs_floor_augment"][0]
+    assert not torch.equal(first, other)
+    assert torch.equal(pairs["rrs_floor_pixel"][0], image)
+    assert torch.equal(pairs["rrs_floor_pixel"][1], resize_round_trip(image))
+    assert all(pair_distances(encoder, *pair).min() > 0.0 for pair in pairs.values())
+
+
+def test_loss_metric_and_extractor_share_one_preprocessing(
+    monkeypatch: pytest.MonkeyPatch, encoder: Encoder
+) -> None:
+    """Images of another size than the encoder's, resized by `Encoder.preprocess` alone."""
+    original, other = _images(3, size=40, seed=1), _images(3, size=40, seed=2)
+    sizes: list[tuple[int, ...]] = []
+    resize = Encoder.preprocess
+
+    def counted(self: Encoder, image: Tensor) -> Tensor:
+        sizes.append(tuple(image.shape))
+        return resize(self, image)
+
+    monkeypatch.setattr(Encoder, "preprocess", counted)
+    a_t = torch.full((3,), 0.9)
+    loss = representation_loss(encoder, original, other, a_t)
+    assert sizes == [(3, 1, 40, 40)] * 2
+    metric = ReconstructedRepresentationScore(encoder)
+    metric.update(original, other)
+    assert sizes == [(3, 1, 40, 40)] * 4
+    features = _Embedding(encoder)(to_image(original))  # what `cxr evaluate` embeds with
+    assert sizes == [(3, 1, 40, 40)] * 5
+    assert torch.allclose(features, embed(encoder, original))
+    sizes.clear()
+    encoder.features(original)  # what the probes of stage 3 look at
+    assert sizes == [(3, 1, 40, 40)]
+    # equal weights: the loss is the score but for the rounding to 8 bit, at most 1/255 a pixel
+    assert float(loss.detach()) == pytest.approx(float(metric.compute()["rrs"]), rel=0.02)
 
 
 def test_metric_keeps_a_frozen_copy(encoder: Encoder) -> None:
@@ -120,7 +202,7 @@ def test_metric_synchronises_sums(encoder: Encoder) -> None:
     joined = ReconstructedRepresentationScore(encoder, dist_sync_fn=gather)
     joined.update(original, reconstruction)
     joined.sync(dist_sync_fn=gather, distributed_available=lambda: True)
-    total = float(joined.total / joined.count)
+    total = float(joined.total[0, 0] / joined.count[0, 0])
     assert total == pytest.approx(float(pair_distances(encoder, original, reconstruction).mean()))
 
 

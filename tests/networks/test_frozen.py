@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from cxr_lightning.networks.frozen import Frozen
+from cxr_lightning.networks.frozen import Frozen, eval_mode
 
 
 class Outer(nn.Module):
@@ -76,3 +76,15 @@ def test_missing_weights_of_trained_parts_are_still_an_error(name):
 def test_moves_with_its_owner():
     outer = Outer().double()
     assert outer.encoder.network[0].weight.dtype == torch.float64
+
+
+def test_eval_mode_is_left_as_it_was_part_by_part():
+    outer = Outer().train()
+    outer.trained.eval()
+    before = [m.training for m in outer.modules()]
+    with pytest.raises(KeyError), eval_mode(outer):
+        assert not any(m.training for m in outer.modules())
+        raise KeyError
+    assert [m.training for m in outer.modules()] == before
+    assert True in before
+    assert False in before

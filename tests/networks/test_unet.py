@@ -212,3 +212,29 @@ def test_gradient_reaches_all_parameters(make_denoiser, form):
 def test_zero_terminal_snr_needs_velocities():
     with pytest.raises(UserError, match=r"^model\.schedule: zero_snr .* use model\.prediction v\."):
         Denoiser(image_size=32, width=8, schedule="zero_snr", prediction="epsilon")
+
+
+def test_predict_gives_the_smallest_feature_map_beside_what_forward_gives(make_denoiser):
+    denoiser = make_denoiser(multipliers=[1, 2, 3])
+    y, t = torch.randn(2, 1, 32, 32), torch.tensor([3, 40])
+    out, middle = denoiser.predict(y, t, Condition.unknown(2))
+    assert torch.equal(out, denoiser(y, t, Condition.unknown(2)))
+    assert middle.shape == (2, denoiser.middle_channels, 8, 8) == (2, 24, 8, 8)
+    middle.sum().backward()
+    assert denoiser.last_middle_conv.weight.grad.any()
+    assert denoiser.head.weight.grad is None
+    assert all(p.grad is None for p in denoiser.up.parameters())
+
+
+def test_recomputed_activations_give_the_same_output_and_gradients(make_denoiser):
+    y, t = torch.randn(2, 1, 32, 32), torch.tensor([3, 40])
+    found = []
+    for recompute in (False, True):
+        denoiser = make_denoiser(dropout=0.3).train()
+        denoiser.recompute = recompute
+        torch.manual_seed(1)
+        out = denoiser(y, t, Condition.unknown(2))
+        out.square().sum().backward()
+        found.append([out.detach(), *(p.grad for p in denoiser.parameters() if p.grad is not None)])
+    assert len(found[0]) > 10
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

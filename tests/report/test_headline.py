@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from evaluation_writer import full_metrics, minimal_metrics
 
-from cxr_lightning.evaluation.records import Floor, Record, Skipped
+from cxr_lightning.evaluation.records import Floor, Record, Skipped, Source
 from cxr_lightning.report.headline import AxisLine, headline
 from cxr_lightning.report.read import Evaluation, Measurement
 from cxr_lightning.report.verdicts import compare
@@ -79,6 +79,19 @@ def test_representation_between_reconstruction_and_other_patients() -> None:
     far = lines([record("rrs", 0.3, "a"), record("nrrs", 0.95, "a")])["Representation"]
     assert far.verdict.symbol == "worse"
     assert lines([record("rrs", 0.3, "a")])["Representation"].verdict.symbol == "none"
+
+
+def test_representation_is_read_by_the_held_out_encoder_where_there_is_one() -> None:
+    def record(metric: str, value: float, encoder: str) -> Record:
+        return Record("representation", metric, value, 9, 9, Source(encoder, encoder), "a")
+
+    own = [record("rrs", 0.01, "encoder"), record("nrrs", 0.02, "encoder")]
+    held_out = [record("rrs", 0.05, "encoder_held_out"), record("nrrs", 0.2, "encoder_held_out")]
+    line = lines([*own, *held_out])["Representation"]
+    assert line.key == "0.0500"
+    assert "held-out encoder" in line.key_note
+    assert plain(line.verdict.text) == "20 % of the distance to another patient"
+    assert "held-out" not in lines(own)["Representation"].key_note
 
 
 def finding(name: str, value: float) -> Record:

@@ -104,7 +104,8 @@ def test_min_snr_gamma_that_does_not_fit_is_refused():
 def test_a_perfect_denoiser_has_no_loss_and_the_image_as_estimate(build, monkeypatch):
     networks = build()
     image, d = torch.rand(3, 1, 32, 32) * 2 - 1, draws(networks)
-    monkeypatch.setattr(networks.denoiser, "forward", lambda *_: d.noise)
+    middle = torch.zeros(3, networks.denoiser.middle_channels, 16, 16)
+    monkeypatch.setattr(networks.denoiser, "predict", lambda *_: (d.noise, middle))
     denoised = networks.denoise(image, full(3), d)
     assert float(denoised.loss()) == 0.0
     torch.testing.assert_close(denoised.x0, image, rtol=0, atol=1e-4)  # 1 / sqrt(A_t) roundings
@@ -191,13 +192,13 @@ def test_texts_are_dropped_alone_and_with_the_rest(stage):
 def test_the_denoiser_is_shown_the_code_that_x_hat_is_decoded_from(build, monkeypatch):
     networks = build(latent_dim=6)
     image, given, seen = torch.rand(3, 1, 32, 32) * 2 - 1, draws(networks), []
-    plain = networks.denoiser.forward
+    plain = networks.denoiser.predict
 
     def noted(y, t, condition, x_hat, known, z):
         seen.append((x_hat, z))
         return plain(y, t, condition, x_hat, known, z)
 
-    monkeypatch.setattr(networks.denoiser, "forward", noted)
+    monkeypatch.setattr(networks.denoiser, "predict", noted)
     networks.denoise(image, full(3), given)
     autoencoder = networks.autoencoder.network
     ((x_hat, z),) = seen

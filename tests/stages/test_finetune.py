@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning import seed_everything
@@ -13,8 +14,10 @@ from cxr_lightning.artifacts import save_product
 from cxr_lightning.data.datamodule import CheXpertDataModule
 from cxr_lightning.data.text_encoder import TextEncoder
 from cxr_lightning.diffusion.generator import Generator
+from cxr_lightning.diffusion.samplers import Sampling
 from cxr_lightning.errors import UserError
 from cxr_lightning.losses.representation import representation_loss
+from cxr_lightning.networks.encoder import Encoder
 from cxr_lightning.stages.denoising import random_draws, random_drop
 from cxr_lightning.stages.finetune import Finetune
 
@@ -43,7 +46,7 @@ def test_a_fit_trains_the_denoiser_and_leaves_encoder_autoencoder_and_prior(
     trainer.fit(module.train(), datamodule=datamodule)
     names = ("loss", "diffusion", "representation")
     wanted = {f"finetune/{split}/{name}" for split in ("train", "valid") for name in names}
-    assert wanted <= trainer.callback_metrics.keys()
+    assert wanted | {"finetune/valid/diffusion_ratio"} <= trainer.callback_metrics.keys()
     assert all(v.isfinite() for v in trainer.callback_metrics.values())
     assert not torch.equal(module.networks.denoiser.head.weight, weight)
     # batch-norm statistics included
@@ -117,9 +120,8 @@ def test_representation_loss_changes_the_gradient_of_the_denoiser(make, datamodu
 
 def test_checkpoint_holds_no_frozen_weights(make):
     state = make().state_dict()
-    assert {".".join(k.split(".")[:2]) for k in state} == {
-        f"networks.{part}" for part in ("denoiser", "average", "prior")
-    }
+    parts = {f"networks.{part}" for part in ("denoiser", "average", "prior")}
+    assert {".".join(k.split(".")[:2]) for k in state} == {*parts, "diffusion_at_start"}
 
 
 def test_product_names_both_parents(make, products):
@@ -141,6 +143,188 @@ def test_products_of_another_kind_are_refused(make, products, change, argument):
 def test_another_image_size_is_refused(make):
     with pytest.raises(UserError, match=r"^model\.generator: .* 32 pixels.* is 64;"):
         make(image_size=64)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"representation_weight": -0.1}, r"^model\.representation_weight: -0\.1 .* use 0"),
+        ({"representation_weight": float("nan")}, r"^model\.representation_weight: nan"),
+        ({"representation_warmup_steps": -1}, r"^model\.representation_warmup_steps: -1"),
+        ({"snr_min": -0.25}, r"^model\.snr_min: -0\.25 .* use 0"),
+    ],
+)
+def test_values_out_of_range_are_refused(make, change, said):
+    with pytest.raises(UserError, match=said):
+        make(**change)
+
+
+def test_an_encoder_of_another_image_size_is_refused(make, tmp_path):
+    network = Encoder(image_size=16, width=4, backbone="small", dim=8)
+    save_product(tmp_path / "encoder", "encoder", {"encoder": network}, {})
+    with pytest.raises(UserError, match=r"^model\.encoder: .* of 16 pixels, .* is 32; train one"):
+        make(encoder=tmp_path / "encoder")
+
+
+def collect(module: Finetune, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What a training step logs."""
+    logged: dict[str, Any] = {}
+    monkeypatch.setattr(module, "log_scalars", lambda _, scalars, __: logged.update(scalars))
+    return logged
+
+
+def test_mode_hidden_aligns_the_middle_with_the_clean_image(make, datamodule, monkeypatch):
+    module = make(mode="hidden", representation_weight=0.5)
+    logged = collect(module, monkeypatch)
+    batch = datamodule.batch_of(datamodule.rows["train"][:4])
+    torch.manual_seed(3)
+    loss = module.training_step(batch, 0)
+    torch.manual_seed(3)
+    condition = random_drop(module, batch.condition, 0.1, 0.1, 0.2)
+    denoised = module.networks.denoise(
+        batch.image, condition, random_draws(module, module.networks, 4)
+    )
+    projected = module.projector(denoised.middle)
+    target = module.encoder.network(batch.image)
+    cosine = torch.nn.functional.cosine_similarity(projected, target)
+    torch.testing.assert_close(logged["representation"], (1 - cosine).mean(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(loss, denoised.loss() + 0.5 * (1 - cosine).mean())
+    loss.backward()
+    assert all(p.grad is not None for p in module.projector.parameters())
+    assert all(p.grad is None for p in module.encoder.parameters())
+    # training only: no part of the product
+    assert set(module.product().networks) == {"denoiser", "autoencoder", "prior"}
+
+
+def test_mode_posterior_embeds_a_sample_of_the_reverse_step(make, datamodule, monkeypatch):
+    module = make(mode="posterior", snr_min=0.0)
+    logged = collect(module, monkeypatch)
+    batch = datamodule.batch_of(datamodule.rows["train"][:4])
+    torch.manual_seed(3)
+    module.training_step(batch, 0)
+    torch.manual_seed(3)
+    condition = random_drop(module, batch.condition, 0.1, 0.1, 0.2)
+    draws = random_draws(module, module.networks, 4)
+    noise = torch.randn(4, 1, 32, 32)
+    denoised = module.networks.denoise(batch.image, condition, draws)
+    # Ho et al. 2020, equations 6 and 7, image by image
+    a = module.networks.alpha_bar.tolist()
+    previous = torch.empty_like(batch.image)
+    for i, t in enumerate(draws.t.tolist()):
+        alpha = a[t] / a[t - 1]
+        beta = 1 - alpha
+        mean = (
+            a[t - 1] ** 0.5 * beta / (1 - a[t]) * denoised.x0[i]
+            + alpha**0.5 * (1 - a[t - 1]) / (1 - a[t]) * denoised.y[i]
+        )
+        previous[i] = mean + ((1 - a[t - 1]) / (1 - a[t]) * beta) ** 0.5 * noise[i]
+    expected = representation_loss(module.encoder.network, batch.image, previous, denoised.a_t, 0.0)
+    # alpha_bar in float32 here and there
+    torch.testing.assert_close(logged["representation"], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_control_leaves_the_encoder_alone_in_training(make, datamodule, monkeypatch):
+    for mode in ("x0", "hidden"):
+        module = make(representation_weight=0.0, mode=mode)
+        logged = collect(module, monkeypatch)
+
+        def refuse(*_: Any) -> None:
+            raise AssertionError
+
+        monkeypatch.setattr(module.encoder.network, "forward", refuse)
+        batch = datamodule.batch_of(datamodule.rows["train"][:4])
+        module.training_step(batch, 0).backward()
+        assert logged.keys() == {"loss", "diffusion"}
+        # with DDP a parameter without gradient is an error
+        assert all(p.grad is not None for p in module.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("mode", ["x0", "hidden"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_gradient_ratio_is_that_of_two_backward_passes(
+    make, datamodule, quiet_trainer, mode, precision
+):
+    module = make(mode=mode, representation_weight=0.5, representation_warmup_steps=1)
+    trainer = quiet_trainer(
+        max_steps=1, precision=precision, log_every_n_steps=1, limit_val_batches=0
+    )
+    losses: list[tuple[torch.Tensor, torch.Tensor]] = []
+    ratio = module._gradient_ratio
+
+    def keep(representation: torch.Tensor, diffusion: torch.Tensor) -> torch.Tensor:
+        found = ratio(representation, diffusion)
+        norms = []
+        for loss in (representation, diffusion):
+            loss.backward(retain_graph=True)
+            middle = module.networks.denoiser.middle[-1].conv2
+            layer = module.networks.denoiser.head if mode == "x0" else middle
+            norms.append(float(layer.weight.grad.norm()))
+            module.zero_grad()
+        losses.append((found, norms[0] / norms[1]))
+        return found
+
+    module._gradient_ratio = keep
+    trainer.fit(module, datamodule=datamodule)
+    ((found, expected),) = losses
+    assert expected > 0
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+    assert float(trainer.callback_metrics["finetune/train/gradient_ratio"]) == float(found)
+
+
+def test_gradient_ratio_is_computed_at_logged_steps_alone(make, datamodule, quiet_trainer):
+    module = make()
+    steps = []
+    module._gradient_ratio = lambda *_: steps.append(module.global_step) or torch.tensor(0.1)
+    trainer = quiet_trainer(max_steps=5, log_every_n_steps=2, limit_val_batches=0)
+    trainer.fit(module, datamodule=datamodule)
+    assert steps == [1, 3]
+
+
+def test_gradient_checkpointing_changes_neither_loss_nor_gradients(make, datamodule, monkeypatch):
+    batch = datamodule.batch_of(datamodule.rows["train"][:4])
+    found = []
+    for checkpointing in (False, True):
+        module = make(gradient_checkpointing=checkpointing, representation_weight=1.0)
+        assert module.networks.denoiser.recompute is checkpointing
+        collect(module, monkeypatch)
+        torch.manual_seed(3)
+        loss = module.training_step(batch, 0)
+        loss.backward()
+        found.append([loss.detach(), *(p.grad for p in module.networks.denoiser.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_diffusion_ratio_is_one_at_the_start_and_survives_a_resume(
+    make, datamodule, quiet_trainer, tmp_path
+):
+    still = make()
+    still.networks.update_average = lambda step: None
+    trainer = quiet_trainer(max_steps=2, val_check_interval=2, limit_val_batches=1)
+    trainer.fit(still, datamodule=datamodule)
+    assert float(trainer.callback_metrics["finetune/valid/diffusion_ratio"]) == 1.0
+    start = float(still.diffusion_at_start)
+    rows = datamodule.rows["valid"]
+    error = still._denoise_fixed(datamodule.batch_of(np.sort(rows))).error
+    # the same images in another order: float32 sums
+    assert start == pytest.approx(float(error.mean()), rel=1e-5)
+    trainer.save_checkpoint(tmp_path / "c.ckpt")
+    moved = make()
+    again = quiet_trainer(max_steps=3, val_check_interval=1, limit_val_batches=1)
+    again.fit(moved, datamodule=datamodule, ckpt_path=tmp_path / "c.ckpt", weights_only=False)
+    assert float(moved.diffusion_at_start) == start
+    assert float(again.callback_metrics["finetune/valid/diffusion_ratio"]) != 1.0
+
+
+def test_the_same_noise_gives_paired_images_before_and_after(make, products, datamodule):
+    """A generator that did not move draws the very images of the one it started from."""
+    module = make().eval()
+    start = Generator.from_pretrained(products / "generator")
+    batch = datamodule.batch_of(datamodule.rows["train"][:3])
+    images = [
+        generator.sample(batch.condition, torch.arange(3), Sampling(steps=2), seed=5)
+        for generator in (start, module.generator())
+    ]
+    assert torch.equal(*images)
 
 
 def test_a_resumed_run_equals_the_uninterrupted_one(make, prepared, quiet_trainer, tmp_path):
