@@ -13,9 +13,11 @@ from lightning import Callback, Trainer
 from torch.utils.data import DataLoader
 
 from cxr_lightning.data.augment import PRESETS, Augmentation
+from cxr_lightning.data.categories import category_weights
 from cxr_lightning.data.datamodule import CheXpertDataModule
-from cxr_lightning.data.transforms import to_image
+from cxr_lightning.data.transforms import to_image, to_model
 from cxr_lightning.errors import UserError
+from cxr_lightning.metrics.collapse import pair_distance, same_category
 from cxr_lightning.networks.encoder import Encoder
 from cxr_lightning.stages.moco import Clustering, MoCo
 from cxr_lightning.types import Batch, Condition
@@ -249,18 +251,31 @@ def test_clustering_weight_ramps_up_after_the_warm_up(step: int, weight: float) 
     assert Clustering(weight=0.5, warmup_steps=100, ramp_steps=0).weight_at(100) == 0.5
 
 
-def test_clustering_draws_categories_together(tmp_path: Path) -> None:
+def test_clustering_weight_multiplies_the_clustering_loss(tmp_path: Path) -> None:
+    run = trainer(tmp_path, max_steps=1, limit_val_batches=0, log_every_n_steps=1)
+    run.fit(stage(clustering={"weight": 2.0}), datamodule=TinyData())
+    logged = {name.split("/")[-1]: float(v) for name, v in run.callback_metrics.items()}
+    assert logged["clustering"] > 0.0
+    expected = logged["info_nce"] + 2.0 * logged["clustering"]
+    assert logged["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_clustering_draws_categories_together() -> None:
+    """Without InfoNCE, which pushes images apart, the pull brings a category to a point."""
+    model = stage(clustering={"form": "pull"})
+    model._trainer = SimpleNamespace(world_size=1)  # type: ignore[assignment]
+    batch = radiographs(BATCH, seed=0)
+    image, weights = to_model(batch.image), category_weights(batch.condition, "binary")
+    optimizer = torch.optim.Adam(model.encoder.parameters(), lr=0.01)
     distances = []
-    for weight in (0.0, 1.0):
-        model = stage(clustering={"weight": weight}, augmentation="none")
-        run = trainer(tmp_path, max_steps=40)
-        run.fit(model, datamodule=TinyData())
-        metrics = run.validate(model, datamodule=TinyData(), verbose=False)[0]
-        within, across = (
-            metrics[f"moco/valid/{name}_distance"] for name in ("same_category", "random")
-        )
-        distances.append(within / across)
-    assert distances[1] < 0.8 * distances[0]
+    for _ in range(20):
+        embedding = model.encoder(image)
+        distances.append(float(pair_distance(embedding.detach(), same_category(weights))))
+        loss = model._cluster(embedding, weights, model.centroids.update(embedding, weights))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert distances[-1] < 0.2 * distances[0]
 
 
 def test_minority_alone_is_drawn_together() -> None:
