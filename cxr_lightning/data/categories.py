@@ -89,7 +89,7 @@ def column_weights(
             f"column of the prepared table; use one of these or of {', '.join(table.columns)}."
         )
     number = pd.to_numeric(table[column], errors="coerce")
-    value = table[column].astype(str).str.strip()
+    value = table[column].astype(str).fillna("").str.strip()
     stated = ~value.str.lower().isin(UNKNOWN)
     if number[stated].notna().all() and number.iloc[rows].nunique() > BANDS:
         edges = np.unique(np.nanquantile(number.iloc[rows], np.linspace(0.0, 1.0, BANDS + 1)[1:-1]))
@@ -106,7 +106,7 @@ def column_weights(
             f"{argument}: the column {column!r} has {len(names)} values in the training split; use "
             f"a column of 2 to {MOST_VALUES} values, or of numbers."
         )
-    code = pd.Categorical(value.where(stated), categories=names).codes
+    code = pd.Index(names).get_indexer(value.where(stated))  # -1 where it is none of them
     return names, torch.from_numpy(np.eye(len(names) + 1, dtype=np.float32)[code][:, :-1])
 
 

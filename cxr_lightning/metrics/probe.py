@@ -114,12 +114,12 @@ def label_auroc(score: Float[Tensor, "n k"], labels: Int[Tensor, "n k"]) -> Floa
 
     NaN where no image shows it, or all do (torchmetrics would say 0).
     """
-    judged = both_shown(labels)
+    judged, score = both_shown(labels), score.double()  # of large logits float32 makes ties
     return torch.stack(
         [
-            binary_auroc(score[:, k], labels[:, k], ignore_index=MASKED)
+            binary_auroc(score[:, k], labels[:, k], ignore_index=MASKED).float()
             if judged[k]
-            else score.new_full((), torch.nan)
+            else torch.full((), torch.nan, device=score.device)
             for k in range(labels.shape[1])
         ]
     )

@@ -16,6 +16,7 @@ from cxr_lightning.data.augment import PRESETS, Augmentation, Preset, sample_dra
 from cxr_lightning.data.categories import CATEGORIES
 from cxr_lightning.data.datamodule import Split
 from cxr_lightning.data.partners import Partners, Positives, group_codes
+from cxr_lightning.errors import UserError
 from cxr_lightning.files import sha256_file
 from cxr_lightning.losses.clustering import (
     Centroids,
@@ -158,8 +159,10 @@ class MoCo(Stage):
         }
         self.encoder = Encoder(**self.architecture)
         self.imagenet = imagenet
+        self.parents: dict[str, str] = {}
         if imagenet is not None:
             load_imagenet(self.encoder.backbone, backbone, imagenet)
+            self.parents["imagenet"] = sha256_file(imagenet)
         self.key_encoder = momentum_copy(self.encoder).train()  # `embed_keys` sets its mode
         self._build_buffers(queue_size, len(CATEGORIES.get(clustering.scheme, ())))  # type: ignore[call-overload]
         self.tables: dict[str, Tensor] = {}
@@ -180,16 +183,21 @@ class MoCo(Stage):
 
     def product(self) -> Product:
         """The encoder of the queries."""
-        parents = {} if self.imagenet is None else {"imagenet": sha256_file(self.imagenet)}
-        return Product("encoder", {"encoder": self.encoder}, parents)
+        return Product("encoder", {"encoder": self.encoder}, self.parents)
 
     def setup(self, stage: str) -> None:
         """Looks up categories and patients; sizes a queue that is still empty.
 
         Raises:
-            UserError: If the scheme or the labels do not do for the clustering loss.
+            UserError: If the scheme or the labels do not do for the clustering loss, or a test has
+                no training images.
         """
         table, rows = self.datamodule.prepared.table, self.datamodule.rows["train"]
+        if stage == "test" and len(rows) < self.trainer.world_size:
+            raise UserError(
+                f"data.root: {self.datamodule.root} has no training images to fit linear "
+                "classifiers on; use a prepared data set with a train split."
+            )
         self.categories, shares = image_shares(self.clustering, self.datamodule)
         patient = torch.from_numpy(group_codes(table, "patient"))
         self.tables = {"shares": shares, "patient": patient}
@@ -400,6 +408,8 @@ class MoCo(Stage):
     ) -> dict[str, Tensor]:
         """AUROC of linear probe and nearest neighbours: each observation's, and their mean."""
         train = self.datamodule.rows["train"]
+        if len(train) < self.trainer.world_size:  # a set that is only for validation
+            return {}
         rows = train[:: -(-len(train) // MONITORED)]
         bank = self.embed_rows(self.encoder.features, rows)
         bank_labels = self._labels(torch.from_numpy(rows))
@@ -429,10 +439,8 @@ class MoCo(Stage):
         self.encoder.eval()
         embedding = self.embed_rows(self.encoder, np.concatenate(rows))
         self.encoder.train()
-        clusters = min(self.clustering.clusters, len(rows[0]))
-        found = spherical_kmeans(embedding[: len(rows[0])], clusters, self.current_epoch)
-        centres = torch.zeros_like(self.centroids.vectors)
-        centres[:clusters] = found
+        clusters = self.clustering.clusters
+        centres = spherical_kmeans(embedding[: len(rows[0])], clusters, self.current_epoch)
         if is_distributed():
             torch.distributed.broadcast(centres, 0)
         self.centroids.restart(centres)

@@ -95,9 +95,16 @@ def image_shares(
     Those of `kmeans` are all 0, since its clusters are found in training.
 
     Raises:
-        UserError: If the scheme is none, or has not the two categories that `minority` needs.
+        UserError: If the scheme is none, has not the two categories that `minority` needs, or has
+            more clusters than there are images.
     """
     if clustering.scheme == "kmeans":
+        images = len(datamodule.rows["train"])
+        if images < clustering.clusters:
+            raise UserError(
+                f"model.clustering.clusters: {clustering.clusters} are more than the {images} "
+                "training images; use fewer."
+            )
         names = tuple(f"cluster {number}" for number in range(clustering.clusters))
         shares = torch.zeros(len(datamodule.prepared.table), len(names))
     elif clustering.scheme in CATEGORIES:

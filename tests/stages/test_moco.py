@@ -361,6 +361,25 @@ def test_kmeans_finds_clusters_once_an_epoch_after_the_warm_up(tmp_path: Path) -
     assert model.clustered_epoch == 1
 
 
+def test_more_clusters_than_images_are_refused(tmp_path: Path) -> None:
+    model = stage(clustering={"scheme": "kmeans", "clusters": TRAIN + 1})
+    with pytest.raises(UserError, match="model.clustering.clusters: 33 are more than the 32"):
+        trainer(tmp_path).fit(model, datamodule=TinyData())
+
+
+def test_validation_of_a_set_without_training_images(tmp_path: Path) -> None:
+    class ValidOnly(TinyData):
+        def setup(self, stage: str | None = None) -> None:
+            super().setup(stage)
+            self.rows["train"] = np.arange(0)
+
+    found = trainer(tmp_path).validate(stage(), datamodule=ValidOnly(), verbose=False)[0]
+    assert "moco/valid/loss" in found
+    assert "moco/valid/probe_auroc" not in found
+    with pytest.raises(UserError, match="data.root: .* no training images"):
+        trainer(tmp_path).test(stage(), datamodule=ValidOnly(), verbose=False)
+
+
 def test_clusters_are_in_the_checkpoint() -> None:
     shares = torch.nn.functional.one_hot(torch.arange(8) % 4).float()
     source, target = (stage(clustering={"scheme": "kmeans", "clusters": 4}) for _ in range(2))
