@@ -185,7 +185,7 @@ def _records(
         curves = {}
         for name, values in replicates.items():
             columns = whole if label == MACRO else [OBSERVATIONS.index(label)]
-            curves[name] = over_draws(values[able][:, columns].mean(axis=1), picks)
+            curves[name] = over_draws(label_mean(values[able][:, columns]), picks)
         for name, curve in curves.items():
             gain = curve - curves[BASELINE] if BASELINE in curves and name != BASELINE else None
             records.append(
@@ -202,6 +202,13 @@ def _records(
                 )
             )
     return records
+
+
+def label_mean(values: Float64[np.ndarray, "d k b"]) -> Float64[np.ndarray, "d b"]:
+    """Mean over the labels that a bootstrap draw of patients can judge; NaN where it is none."""
+    able = ~np.isnan(values)
+    total, count = np.where(able, values, 0.0).sum(axis=1), able.sum(axis=1)
+    return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
 
 
 def over_draws(

@@ -12,6 +12,7 @@ from cxr_lightning.evaluation.linear import (
     MACRO,
     Images,
     LinearRecord,
+    label_mean,
     linear_evaluation,
     over_draws,
     patient_share,
@@ -103,3 +104,8 @@ def test_mean_over_draws_is_drawn_anew_with_the_patients() -> None:
     values = np.array([[0.5, 0.4, 0.6], [0.7, 0.8, 0.9]])
     picks = np.array([[0, 0], [0, 1]])
     np.testing.assert_allclose(over_draws(values, picks), [0.6, 0.4, 0.75])
+
+
+def test_mean_over_labels_leaves_out_those_that_a_draw_cannot_judge() -> None:
+    values = np.array([[[0.5, 0.6, np.nan], [0.7, np.nan, np.nan]]])
+    np.testing.assert_allclose(label_mean(values), [[0.6, 0.6, np.nan]])
