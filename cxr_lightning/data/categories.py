@@ -106,7 +106,7 @@ def column_weights(
             f"{argument}: the column {column!r} has {len(names)} values in the training split; use "
             f"a column of 2 to {MOST_VALUES} values, or of numbers."
         )
-    code = pd.Index(names).get_indexer(value.where(stated))  # -1 where it is none of them
+    code = pd.Index(names).get_indexer(pd.Index(value.where(stated)))  # -1 where it is none of them
     return names, torch.from_numpy(np.eye(len(names) + 1, dtype=np.float32)[code][:, :-1])
 
 

@@ -537,11 +537,13 @@ def test_settings_out_of_range_are_refused_in_one_sentence(wrong: dict[str, Any]
 
 def fit_on_two_processes(folder: Path) -> None:
     """What the test below runs; this file run as a script, once more by Lightning."""
-    model = stage(group_size=2)
+    clustering = {"scheme": "kmeans", "clusters": 4}
+    model = stage(group_size=2, positives="patient", clustering=clustering)
     run = trainer(folder, max_steps=6, devices=2, strategy="ddp", use_distributed_sampler=False)
     run.fit(model, datamodule=TinyData())
     metrics = {name: float(value) for name, value in run.callback_metrics.items()}
-    torch.save((model.state_dict(), metrics), folder / f"{run.global_rank}.pt")
+    found = model.state_dict() | model.tables
+    torch.save((found, metrics), folder / f"{run.global_rank}.pt")
 
 
 @pytest.mark.slow
@@ -551,7 +553,7 @@ def test_two_processes_hold_the_same_queue_and_centroids(tmp_path: Path) -> None
     (first, metrics), (second, others) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     shared = [name for name in first if "running" not in name and "key_encoder" not in name]
     shared += [name for name in first if name.startswith("key_encoder.head")]
-    assert any(name.startswith("queue") for name in shared)
+    assert {"queue.keys", "queue.patients", "centroids.vectors", "shares"} <= set(shared)
     for name in shared:
         assert torch.equal(first[name], second[name]), name
     valid = [name for name in metrics if "valid" in name]
