@@ -14,6 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.utilities import rank_zero_warn
 
 from cxr_lightning.callbacks.export import Export
+from cxr_lightning.callbacks.finite import FiniteLoss
 from cxr_lightning.callbacks.generation import GenerationMetrics
 from cxr_lightning.callbacks.goodhart import GoodhartStop
 from cxr_lightning.callbacks.logger import run_logger
@@ -48,7 +49,7 @@ class CxrCLI(LightningCLI):
             save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
             load_from_checkpoint_support=False,  # else a checkpoint's values override the user's
-            trainer_defaults={"callbacks": [WritePredictions(), *callbacks]},
+            trainer_defaults={"callbacks": [WritePredictions(), FiniteLoss(), *callbacks]},
             parser_kwargs={"prog": "cxr", **exact, **dict.fromkeys(cls.subcommands(), exact)},
             args=args,
         )

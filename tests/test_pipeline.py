@@ -17,7 +17,10 @@ from PIL import Image
 from cxr_lightning.artifacts import check_product
 from cxr_lightning.cli import main
 
-pytestmark = pytest.mark.filterwarnings("ignore:At step .* the encoder is collapsed")  # 4 steps
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:At step .* the encoder is collapsed"),  # 4 steps
+    pytest.mark.filterwarnings("ignore:model.clustering.scheme"),  # few phantoms, many findings
+]
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 # AdamW would make whole steps of the rounding noise in gradients that should be zero.
@@ -218,6 +221,21 @@ def test_another_model_into_the_same_run_is_refused(
 def test_other_stage_commands(command: str, runs: Path, prepared: Path) -> None:
     args = fit_args("ddpm", prepared, runs)
     main([command, *args[1:], f"--ckpt_path={runs}/ddpm/checkpoints/last.ckpt"])
+
+
+def test_linear_evaluation_of_products_side_by_side(
+    runs: Path, prepared: Path, tmp_path: Path
+) -> None:
+    args = fit_args("moco", prepared, runs)[1:]
+    encoders = f"--model.init_args.encoders=[{runs}/moco/product]"
+    main(["test", *args, encoders, f"--trainer.default_root_dir={tmp_path}"])
+    content = json.loads((tmp_path / "linear_evaluation.json").read_text())
+    assert list(content["encoders"]) == ["random", "moco"]
+    assert content["split"] == "valid"
+    product = check_product(runs / "moco" / "product", "encoder", "test")
+    assert content["encoders"]["moco"]["sha256"] == product["sha256"]
+    assert content["records"]
+    assert all(0.0 <= record["auroc"] <= 1.0 for record in content["records"])
 
 
 def test_predict_writes_what_the_stage_predicts(runs: Path, prepared: Path) -> None:

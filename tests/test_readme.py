@@ -11,13 +11,15 @@ from cxr_lightning.cli import COMMANDS, STAGE_COMMANDS, main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
 LINES = [
     line.split("#")[0].strip()
-    for block in re.findall(r"```(?:bash|sh)?\n(.*?)```", README, re.DOTALL)
+    for language, block in BLOCKS
+    if language in ("", "bash", "sh")
     for line in block.replace("\\\n", " ").splitlines()
 ]
 CXR = [line for line in LINES if line.startswith("cxr ")]
-PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PYTHON = [block for language, block in BLOCKS if language == "python"]
 MAKE = [line for line in LINES if line.startswith("make ")]
 
 

@@ -115,10 +115,21 @@ def augment(
 
 
 def two_views(
-    image: Float[Tensor, "b 1 h w"], draws: Float[Tensor, "b 2 8"], augmentation: Augmentation
+    image: Float[Tensor, "b 1 h w"],
+    draws: Float[Tensor, "b 2 8"],
+    augmentation: Augmentation,
+    partner: Float[Tensor, "b 1 h w"] | None = None,
 ) -> tuple[Float[Tensor, "b 1 h w"], Float[Tensor, "b 1 h w"]]:
-    """Two independent views of each image, made in one call of `augment`."""
-    views = augment(image.repeat(2, 1, 1, 1), draws.transpose(0, 1).flatten(0, 1), augmentation)
+    """Two independent views of each image, made in one call of `augment`.
+
+    Args:
+        image: Model range [-1, 1].
+        draws: From `sample_draws`.
+        augmentation: What they are scaled to.
+        partner: Images that the second views are of, in place of the first ones' own.
+    """
+    images = torch.cat([image, image if partner is None else partner])
+    views = augment(images, draws.transpose(0, 1).flatten(0, 1), augmentation)
     first, second = views.chunk(2)
     return first, second
 

@@ -1,12 +1,16 @@
 """Labels to categories: which of K categories each image of the clustering loss belongs to."""
 
+import itertools
 from typing import Literal
 
+import numpy as np
+import pandas as pd
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cxr_lightning.data.policies import NO_FINDING, PATHOLOGIES
+from cxr_lightning.errors import UserError
 from cxr_lightning.types import FIELDS, OBSERVATIONS, Condition
 
 Scheme = Literal["binary", "single", "multi", "view", "sex"]
@@ -50,6 +54,60 @@ def category_weights(condition: Condition, scheme: Scheme) -> Float[Tensor, "b k
     if scheme == "binary":
         return _exactly_one(torch.cat([normal, pathologies.any(dim=1, keepdim=True)], dim=1))
     return _exactly_one(torch.cat([normal, pathologies], dim=1))
+
+
+BANDS = 5
+"""Bands of equal numbers of images that a column of many numbers, such as Age, is divided into."""
+
+MOST_VALUES = 50
+"""Values that a column may have at most, numbers aside."""
+
+UNKNOWN = ("", "nan", "unknown")
+"""Values of a column, in lower case, that are no category."""
+
+
+def column_weights(
+    table: pd.DataFrame, column: str, rows: Int[np.ndarray, " n"]
+) -> tuple[tuple[str, ...], Float[Tensor, "m k"]]:
+    """Categories from any column of a prepared table, and the share of each image in each.
+
+    Each value is a category; numbers of more than `BANDS` values are divided into bands that hold
+    equally many of the images. Blank and unknown values are in no category.
+
+    Args:
+        table: The prepared table, of m images.
+        column: Its column.
+        rows: The images that say which categories there are: the training split.
+
+    Raises:
+        UserError: If there is no such column, or it has fewer than 2 or too many values.
+    """
+    argument = "model.clustering.scheme"
+    if column not in table.columns:
+        raise UserError(
+            f"{argument}: {column!r} is neither a scheme ({', '.join(CATEGORIES)}, kmeans) nor a "
+            f"column of the prepared table; use one of these or of {', '.join(table.columns)}."
+        )
+    number = pd.to_numeric(table[column], errors="coerce")
+    value = table[column].astype(str).fillna("").str.strip()
+    stated = ~value.str.lower().isin(UNKNOWN)
+    if number[stated].notna().all() and number.iloc[rows].nunique() > BANDS:
+        edges = np.unique(np.nanquantile(number.iloc[rows], np.linspace(0.0, 1.0, BANDS + 1)[1:-1]))
+        band = np.searchsorted(edges, number, side="right")
+        ends = [f"{edge:g}" for edge in edges]
+        between = [f"{low} to {high}" for low, high in itertools.pairwise(ends)]
+        spans = [f"below {ends[0]}", *between, f"from {ends[-1]}"]
+        value = pd.Series([f"{column} {spans[b]}" for b in band], index=table.index)
+        names = tuple(f"{column} {span}" for span in spans)
+    else:
+        names = tuple(sorted(value.iloc[rows][stated.iloc[rows]].unique()))
+    if not 2 <= len(names) <= MOST_VALUES:
+        raise UserError(
+            f"{argument}: the column {column!r} has {len(names)} values in the training split; use "
+            f"a column of 2 to {MOST_VALUES} values, or of numbers."
+        )
+    code = pd.Index(names).get_indexer(pd.Index(value.where(stated)))  # -1 where it is none of them
+    return names, torch.from_numpy(np.eye(len(names) + 1, dtype=np.float32)[code][:, :-1])
 
 
 def _exactly_one(positive: Bool[Tensor, "b k"]) -> Float[Tensor, "b k"]:

@@ -120,6 +120,9 @@ class CheXpertDataModule(LightningDataModule):
 
     def batch_of(self, rows: np.ndarray, device: torch.device | str = "cpu") -> Batch:
         """The images at these rows of the prepared table, in model range, on a device."""
+        if self.on_device is not None and self.on_device.images.device == torch.device(device):
+            batch = self.on_device.batch(torch.from_numpy(rows).to(device))
+            return batch._replace(image=to_model(batch.image))
         view = Radiographs(self.prepared, rows, self.condition)
         batch = view[list(range(len(rows)))]
         image, index = batch.image.to(device), batch.index.to(device)

@@ -11,6 +11,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cxr_lightning.networks.gather import is_distributed
+
 Form = Literal["prototype", "pull"]
 
 EXCLUDED = -1e4
@@ -75,6 +77,37 @@ def rarer_category(
     return weights * F.one_hot(seen.argmin(), len(seen)).to(weights)
 
 
+@torch.no_grad()
+def spherical_kmeans(
+    embedding: Float[Tensor, "n d"], clusters: int, seed: int
+) -> Float[Tensor, "k d"]:
+    """Centres of clusters of embeddings that have no categories, as PCL and DeepCluster find them.
+
+    K-means on unit vectors (scikit-learn's MiniBatchKMeans), with its centres moved onto the
+    sphere: there the nearest centre is the one of the largest cosine (Dhillon and Modha 2001).
+
+    Args:
+        embedding: Unit-norm embeddings.
+        clusters: k; at most n.
+        seed: The same seed gives the same clusters of the same embeddings.
+
+    Returns:
+        Unit-norm centres; see `nearest_centre`.
+    """
+    from sklearn.cluster import MiniBatchKMeans
+
+    kmeans = MiniBatchKMeans(clusters, random_state=seed, n_init=3, batch_size=4096)
+    kmeans.fit(embedding.float().cpu().numpy())
+    return F.normalize(torch.from_numpy(kmeans.cluster_centers_).to(embedding), dim=1)
+
+
+def nearest_centre(
+    embedding: Float[Tensor, "n d"], centres: Float[Tensor, "k d"]
+) -> Float[Tensor, "n k"]:
+    """One-hot rows: the centre of the largest cosine."""
+    return F.one_hot((embedding @ centres.T).argmax(dim=1), len(centres)).float()
+
+
 class Centroids(nn.Module):
     """One centroid a category: moving average of its images' keys, kept on the unit sphere.
 
@@ -104,6 +137,12 @@ class Centroids(nn.Module):
         self.register_buffer("seen", torch.zeros(categories))
 
     @torch.no_grad()
+    def restart(self, vectors: Float[Tensor, "k d"]) -> None:
+        """Puts all centroids where new clusters have their centres."""
+        self.vectors.copy_(vectors)
+        self.known.fill_(True)
+
+    @torch.no_grad()
     def update(
         self, keys: Float[Tensor, "b d"], weights: Float[Tensor, "b k"]
     ) -> Float[Tensor, " k"]:
@@ -118,7 +157,7 @@ class Centroids(nn.Module):
         """
         totals = weights.float().sum(dim=0)
         sums = weights.float().T @ keys.detach().float()
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if is_distributed():
             torch.distributed.all_reduce(totals)
             torch.distributed.all_reduce(sums)
         means = sums / totals.clamp(min=1e-12)[:, None]

@@ -3,7 +3,6 @@
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torchmetrics.functional.classification import binary_auroc
 
 
 def effective_rank(embedding: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
@@ -54,40 +53,6 @@ def retrieval(first: Float[Tensor, "n d"], second: Float[Tensor, "n d"]) -> Floa
     """Share of images whose second view is, of all second views, the nearest to the first."""
     nearest = (first @ second.T).argmax(dim=1)
     return (nearest == torch.arange(len(first), device=first.device)).float().mean()
-
-
-def knn_auroc(
-    embedding: Float[Tensor, "n d"],
-    weights: Float[Tensor, "n k"],
-    bank: Float[Tensor, "m d"],
-    bank_weights: Float[Tensor, "m k"],
-    *,
-    neighbours: int = 200,
-    temperature: float = 0.1,
-) -> Float[Tensor, ""]:
-    """Mean AUROC of the categories by weighted nearest neighbours (Wu et al. 2018, 1805.01978).
-
-    Images in no category, on either side, are left out; so are categories that all or none of the
-    images are in. NaN when nothing is left.
-
-    Args:
-        embedding: Unit-norm embeddings to classify.
-        weights: Their shares in the categories.
-        bank: Unit-norm embeddings with known categories.
-        bank_weights: Their shares in the categories.
-        neighbours: Number of nearest embeddings that vote.
-        temperature: Votes weigh exp(cosine / temperature).
-    """
-    labelled, usable = weights.sum(dim=1) > 0, bank_weights.sum(dim=1) > 0
-    target, bank, bank_weights = weights[labelled] > 0, bank[usable], bank_weights[usable]
-    if len(bank) == 0:
-        return embedding.new_full((), torch.nan)
-    similarity, index = (embedding[labelled] @ bank.T).topk(min(neighbours, len(bank)), dim=1)
-    votes = ((similarity - 1.0) / temperature).exp()[:, :, None] * bank_weights[index]
-    score = votes.sum(dim=1) / votes.sum(dim=(1, 2))[:, None]
-    columns = [k for k in range(target.shape[1]) if target[:, k].any() and not target[:, k].all()]
-    scores = [binary_auroc(score[:, k], target[:, k].long()) for k in columns]
-    return torch.stack(scores).mean() if scores else embedding.new_full((), torch.nan)
 
 
 def spread(

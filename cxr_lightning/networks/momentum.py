@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from cxr_lightning.networks.gather import all_ranks, is_distributed
+
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Pairs = Sequence[tuple[nn.Module, nn.Module]]
 """(online, average) pairs."""
@@ -71,20 +73,28 @@ def momentum_update_buffers(pairs: Pairs, momentum: float) -> None:
 def grouped_forward(
     network: nn.Module, image: Float[Tensor, "b 1 h w"], group_size: int
 ) -> Float[Tensor, "b d"]:
-    """Runs a network on a permuted batch group by group, and undoes the permutation.
+    """Runs a network on images permuted over all ranks, group by group, and undoes the permutation.
 
-    In train mode each group has batch statistics of its own, so these do not tell a query which key
-    is its own: the part of MoCo's shuffled batch norm (He et al. 2020, section 3.3) for one
-    process, where the permutation alone would change nothing.
+    In train mode each group has batch statistics of its own, and the images behind them are not
+    those of the queries' batch, so they do not tell a query which key is its own: MoCo's shuffled
+    batch norm (He et al. 2020, section 3.3). On one process the groups alone do it: there the
+    permutation would change nothing.
 
     Args:
         network: Embeds the images; no gradient is taken.
-        image: The batch.
+        image: The batch of this rank, as large on every rank.
         group_size: Least number of images in a group; a batch below twice that is one group.
     """
-    order = torch.randperm(len(image)).to(image.device)
-    groups = image[order].tensor_split(max(len(image) // group_size, 1))
-    return torch.cat([network(group) for group in groups])[order.argsort()]
+    everything = all_ranks(image)
+    order = torch.randperm(len(everything)).to(image.device)
+    rank = 0
+    if is_distributed():
+        torch.distributed.broadcast(order, 0)
+        rank = torch.distributed.get_rank()
+    here = slice(rank * len(image), (rank + 1) * len(image))
+    groups = everything[order[here]].tensor_split(max(len(image) // group_size, 1))
+    embedded = all_ranks(torch.cat([network(group) for group in groups]))
+    return embedded[order.argsort()[here]]
 
 
 def _check_alike(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:

@@ -1,11 +1,15 @@
 """Labels to categories: each scheme on labels written out by hand."""
 
+import itertools
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from cxr_lightning.data.categories import CATEGORIES, category_weights
+from cxr_lightning.data.categories import CATEGORIES, category_weights, column_weights
 from cxr_lightning.data.policies import LabelPolicy, Labels, build_condition
+from cxr_lightning.errors import UserError
 from cxr_lightning.types import OBSERVATIONS, Condition
 
 
@@ -89,3 +93,33 @@ def test_rows_sum_to_one_or_zero(scheme) -> None:  # type: ignore[no-untyped-def
     assert ((sums - 1).abs() < 1e-6).logical_or(sums == 0).all()
     assert 0 < sums.sum() < 200
     assert category_weights(Condition.unknown(4), scheme).sum() == 0
+
+
+def test_values_of_a_column_are_categories_and_blank_is_none() -> None:
+    table = pd.DataFrame({"ward": ["b", "a", "", "Unknown", "b", "c"]})
+    names, weights = column_weights(table, "ward", np.arange(5))
+    assert names == ("a", "b")  # c is in no training image
+    assert weights.tolist() == [[0, 1], [1, 0], [0, 0], [0, 0], [0, 1], [0, 0]]
+
+
+def test_numbers_are_divided_into_bands_of_equal_counts() -> None:
+    ages = np.array([*np.random.default_rng(0).permutation(100), np.nan])
+    names, weights = column_weights(pd.DataFrame({"Age": ages}), "Age", np.arange(100))
+    assert len(names) == 5
+    assert names[0].startswith("Age below ")
+    assert weights.sum(dim=0).tolist() == [20] * 5
+    assert weights[-1].sum() == 0
+    bands = weights[:-1].argmax(dim=1)
+    for low, high in itertools.pairwise(range(5)):
+        assert ages[:-1][bands == low].max() < ages[:-1][bands == high].min()
+
+
+@pytest.mark.parametrize(
+    ("column", "reason"),
+    [("Agee", "neither a scheme"), ("same", "has 1 values"), ("Path", "has 60 values")],
+)
+def test_columns_that_do_not_divide_images_are_refused(column: str, reason: str) -> None:
+    table = pd.DataFrame({"Path": [f"{i}.png" for i in range(60)], "same": "a"})
+    with pytest.raises(UserError, match=reason) as error:
+        column_weights(table, column, np.arange(60))
+    assert str(error.value).startswith("model.clustering.scheme: ")

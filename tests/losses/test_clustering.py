@@ -11,7 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cxr_lightning.losses.clustering import Centroids, clustering_loss, rarer_category
+from cxr_lightning.losses.clustering import (
+    Centroids,
+    clustering_loss,
+    nearest_centre,
+    rarer_category,
+    spherical_kmeans,
+)
 from cxr_lightning.losses.contrastive import Queue
 
 FORMS = ["prototype", "pull"]
@@ -191,6 +197,21 @@ def test_pull_gathers_a_category_faster_than_nothing_does() -> None:
     assert all(b < a for a, b in itertools.pairwise(losses))
 
 
+def test_kmeans_finds_separate_directions_again_and_starts_the_centroids_there() -> None:
+    own = F.one_hot(torch.arange(90) % 3, 8).float()
+    embedding = F.normalize(own + 0.05 * unit(90, 8), dim=1)
+    centres = spherical_kmeans(embedding, 3, seed=1)
+    torch.testing.assert_close(centres.norm(dim=1), torch.ones(3))
+    assert torch.equal(centres, spherical_kmeans(embedding, 3, seed=1))
+    found = nearest_centre(embedding, centres)
+    together = found @ found.T
+    assert torch.equal(together, own @ own.T)  # the same partition
+    centroids = Centroids(3, 8)
+    centroids.restart(centres)
+    assert centroids.known.all()
+    torch.testing.assert_close(centroids.vectors, centres)
+
+
 def run_rank(rank: int, folder: str) -> None:
     """What each of two processes does; this file run as a script."""
     address = f"file://{folder}/rendezvous"
@@ -200,7 +221,7 @@ def run_rank(rank: int, folder: str) -> None:
         rows = slice(rank * 3, rank * 3 + 3)
         keys, weights = unit(6, 8, seed=step)[rows], MULTI[[0, 1, 2, 3, 4, 0]][rows]
         totals = centroids.update(keys, weights)
-        queue.enqueue(keys, weights)
+        queue.enqueue(keys, weights, torch.arange(6)[rows], step)
     state = {"queue": queue.state_dict(), "centroids": centroids.state_dict(), "totals": totals}
     torch.save(state, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
@@ -216,7 +237,7 @@ def test_two_ranks_hold_the_queue_and_centroids_that_one_process_would(tmp_path:
     for step in range(5):
         weights = MULTI[[0, 1, 2, 3, 4, 0]]
         totals = centroids.update(unit(6, 8, seed=step), weights)
-        queue.enqueue(unit(6, 8, seed=step), weights)
+        queue.enqueue(unit(6, 8, seed=step), weights, torch.arange(6), step)
     for part, module in (("queue", queue), ("centroids", centroids)):
         for name, tensor in module.state_dict().items():
             assert torch.equal(ranks[0][part][name], ranks[1][part][name]), name

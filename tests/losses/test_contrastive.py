@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cxr_lightning.losses.contrastive import Queue, all_ranks, in_batch_info_nce, info_nce
+from cxr_lightning.losses.contrastive import (
+    NOBODY,
+    Queue,
+    in_batch_info_nce,
+    info_nce,
+    info_nce_logits,
+    instance_accuracy,
+)
+from cxr_lightning.networks.gather import all_ranks
 
 
 def unit(*shape: int, seed: int = 0) -> Tensor:
@@ -73,7 +81,7 @@ def test_queue_may_move_on_before_the_backward_pass() -> None:
     queue = Queue(8, 4, 1)
     before, queries = queue.keys.clone(), [unit(2, 4).requires_grad_() for _ in range(2)]
     loss = info_nce(queries[0], unit(2, 4, seed=1), queue.keys, 0.2)
-    queue.enqueue(unit(8, 4, seed=2), torch.zeros(8, 1))
+    queue.enqueue(unit(8, 4, seed=2), torch.zeros(8, 1), torch.arange(8), 0)
     loss.backward()
     info_nce(queries[1], unit(2, 4, seed=1), before, 0.2).backward()
     torch.testing.assert_close(queries[0].grad, queries[1].grad)
@@ -96,11 +104,16 @@ def test_queue_keeps_the_newest_keys_for_any_batch(batch: int) -> None:
     for step in range(7):
         keys = unit(batch, 4, seed=step)
         history += list(keys)
-        queue.enqueue(keys, keys[:, :2])
+        patients = torch.arange(batch) + step * batch
+        queue.enqueue(keys, keys[:, :2], patients, step)
         newest = history[-10:]
         places = [(int(queue.pointer) - len(newest) + i) % 10 for i in range(len(newest))]
         torch.testing.assert_close(queue.keys[places], torch.stack(newest))
         torch.testing.assert_close(queue.weights[places], torch.stack(newest)[:, :2])
+        number = (step + 1) * batch
+        expected = torch.arange(number - len(newest), number)
+        assert torch.equal(queue.patients[places], expected)
+        assert torch.equal(queue.steps[places], expected // batch)
         assert int(queue.filled) == len(newest)
 
 
@@ -109,11 +122,12 @@ def test_queue_starts_with_unit_vectors_in_no_category_and_is_saved(tmp_path: Pa
     torch.testing.assert_close(queue.keys.norm(dim=1), torch.ones(10))
     assert queue.weights.sum() == 0
     torch.testing.assert_close(Queue(10, 4, 2).keys, queue.keys)  # so all ranks start alike
-    queue.enqueue(unit(3, 4), torch.ones(3, 2))
+    queue.enqueue(unit(3, 4), torch.ones(3, 2), torch.arange(3), 5)
     torch.save(queue.state_dict(), tmp_path / "queue.pt")
     again = Queue(10, 4, 2)
     again.load_state_dict(torch.load(tmp_path / "queue.pt"))
-    assert set(again.state_dict()) == {"keys", "weights", "pointer", "filled"}
+    named = {"keys", "weights", "patients", "steps", "pointer", "filled"}
+    assert set(again.state_dict()) == named
     for name, tensor in queue.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], tensor)
     assert int(again.pointer) == 3
@@ -121,7 +135,7 @@ def test_queue_starts_with_unit_vectors_in_no_category_and_is_saved(tmp_path: Pa
 
 def test_queue_holds_no_graph_and_no_half_precision() -> None:
     queue = Queue(4, 4, 1)
-    queue.enqueue(unit(2, 4).requires_grad_() * 1.0, torch.ones(2, 1))
+    queue.enqueue(unit(2, 4).requires_grad_() * 1.0, torch.ones(2, 1), torch.arange(2), 0)
     assert not queue.keys.requires_grad
     assert queue.keys.dtype == torch.float32
 
@@ -134,3 +148,31 @@ def test_empty_queue_is_refused() -> None:
 def test_one_process_gathers_its_own_rows() -> None:
     rows = unit(3, 2)
     assert all_ranks(rows) is rows
+
+
+def test_excluded_keys_are_no_negatives_and_take_no_gradient() -> None:
+    query, key, queue = unit(3, 8).requires_grad_(), unit(3, 8, seed=1), unit(6, 8, seed=2)
+    excluded = torch.zeros(3, 6, dtype=torch.bool)
+    excluded[0, [1, 4]] = True
+    excluded[2] = True
+    negatives = [queue[~row].double() for row in excluded]
+    expected = slow_info_nce(query.detach().double(), key.double(), list(negatives), 0.2)
+    loss = info_nce(query, key, queue, 0.2, excluded)
+    loss.backward()
+    assert loss.item() == pytest.approx(expected, abs=1e-5)
+    assert torch.equal(query.grad[2], torch.zeros(8))  # nothing to be told from
+
+
+def test_accuracy_counts_the_queries_that_find_their_key() -> None:
+    key, queue = torch.eye(4), -torch.eye(4)
+    query = torch.stack([key[0], key[1], -key[2], key[3]])  # the third is nearer to the queue
+    assert float(instance_accuracy(info_nce_logits(query, key, queue, 0.2))) == 0.75
+
+
+def test_age_is_the_mean_over_keys_of_images() -> None:
+    queue = Queue(6, 4, 1)
+    assert float(queue.age(9)) == 0.0
+    queue.enqueue(unit(2, 4), torch.ones(2, 1), torch.arange(2), 4)
+    queue.enqueue(unit(1, 4), torch.ones(1, 1), torch.arange(1), 7)
+    assert float(queue.age(9)) == pytest.approx((5 + 5 + 2) / 3)
+    assert (queue.patients == NOBODY).sum() == 3

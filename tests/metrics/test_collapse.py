@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -12,7 +11,6 @@ from cxr_lightning.metrics.collapse import (
     alignment,
     describe_collapse,
     effective_rank,
-    knn_auroc,
     pair_distance,
     retrieval,
     same_category,
@@ -58,42 +56,6 @@ def test_retrieval_counts_the_images_that_find_themselves() -> None:
     first = torch.eye(4)
     assert float(retrieval(first, first)) == 1.0
     assert float(retrieval(first, first[[1, 0, 2, 3]])) == 0.5
-
-
-def slow_votes(query: Tensor, bank: Tensor, shares: Tensor, neighbours: int) -> list[list[float]]:
-    rows = []
-    for z in query:
-        order = sorted(range(len(bank)), key=lambda j: -float(z @ bank[j]))[:neighbours]
-        votes = [
-            sum(math.exp(float(z @ bank[j]) / 0.1) * float(shares[j, k]) for j in order)
-            for k in range(shares.shape[1])
-        ]
-        rows.append([vote / sum(votes) for vote in votes])
-    return rows
-
-
-def test_knn_auroc_equals_sklearn_on_plain_votes() -> None:
-    query, bank = unit(30, 6), unit(50, 6, seed=1)
-    generator = torch.Generator().manual_seed(2)
-    target = (torch.rand(30, 3, generator=generator) < 0.4).float()
-    target[:, 2] = 0.0  # a category without an image is left out
-    target[:, 0] = torch.where(target.sum(dim=1) == 0, 1.0, target[:, 0])
-    shares = torch.rand(50, 3, generator=generator)
-    shares = shares / shares.sum(dim=1, keepdim=True)
-    votes = torch.tensor(slow_votes(query, bank, shares, neighbours=10))
-    expected = sum(roc_auc_score(target[:, k], votes[:, k]) for k in (0, 1)) / 2
-    found = knn_auroc(query, target, bank, shares, neighbours=10)
-    assert float(found) == pytest.approx(expected, abs=1e-4)
-    extended = torch.cat([bank, query]), torch.cat([shares, torch.zeros(30, 3)])
-    unlabelled = knn_auroc(query, target, *extended, neighbours=10)
-    torch.testing.assert_close(unlabelled, found)  # rows without a category do not vote
-
-
-def test_knn_auroc_without_labels_is_nan() -> None:
-    query = unit(4, 6)
-    assert knn_auroc(query, torch.zeros(4, 2), query, torch.eye(4)[:, :2]).isnan()
-    assert knn_auroc(query, torch.eye(4)[:, :2], query, torch.zeros(4, 2)).isnan()
-    assert knn_auroc(query, torch.eye(4)[:, :2], query[:0], torch.zeros(0, 2)).isnan()
 
 
 def toy(noise: float, categories: Tensor | None, seed: int = 0) -> tuple[Tensor, Tensor]:

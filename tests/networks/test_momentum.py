@@ -1,8 +1,12 @@
 """Momentum copies follow their online network and nothing else moves them."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cxr_lightning.networks.encoder import Encoder
 from cxr_lightning.networks.momentum import (
@@ -91,3 +95,70 @@ def test_groups_change_batch_statistics_and_a_permutation_alone_does_not() -> No
     torch.testing.assert_close(one_group, whole, rtol=0, atol=1e-4)
     assert (groups - whole).abs().max() > 1e-2
     assert not groups.requires_grad
+
+
+def companions(network: nn.Module, group_size: int | None, image: Tensor) -> Tensor:
+    """Which images each key depends on, (key, image), for one order of the groups."""
+
+    def embed(batch: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        with torch.no_grad():
+            return (
+                network(batch)
+                if group_size is None
+                else grouped_forward(network, batch, group_size)
+            )
+
+    base, depends = embed(image), torch.zeros(len(image), len(image), dtype=torch.bool)
+    for j in range(len(image)):
+        other = image.clone()
+        other[j] = 1.0 - other[j]
+        depends[:, j] = (embed(other) - base).abs().amax(dim=1) > 1e-5
+    return depends
+
+
+def test_leak_of_batch_norm_and_its_absence() -> None:
+    """A key that depends on all images of the query's batch, and on no other, gives itself away."""
+    network, image = small_encoder(), torch.rand(8, 1, 32, 32)
+    leak = companions(network.train(), None, image)
+    assert leak.all()
+    grouped = companions(network.train(), 4, image)
+    assert (grouped.sum(dim=1) == 4).all()  # half of the batch, not in its order
+    assert not grouped[:4, :4].all()
+    alone = companions(network.eval(), None, image)
+    assert torch.equal(alone, torch.eye(8, dtype=torch.bool))
+
+
+def run_rank(rank: int, folder: str) -> None:
+    """What each of two processes does; this file run as a script."""
+    address = f"file://{folder}/rendezvous"
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    network = small_encoder().train()
+    image = torch.rand(8, 1, 32, 32, generator=torch.Generator().manual_seed(1))
+    here = slice(4 * rank, 4 * rank + 4)
+    torch.manual_seed(rank)  # the order is rank 0's all the same
+    keys = grouped_forward(network, image[here], 2)
+    image[4:] = 1.0 - image[4:]  # the images of rank 1 alone
+    torch.manual_seed(rank)
+    changed = grouped_forward(network, image[here], 2)
+    torch.save((keys, changed), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_permute_their_images_and_give_the_keys_of_one(tmp_path: Path) -> None:
+    commands = [[sys.executable, __file__, str(rank), str(tmp_path)] for rank in (0, 1)]
+    processes = [subprocess.Popen(command) for command in commands]
+    assert [process.wait(timeout=240) for process in processes] == [0, 0]
+    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    image = torch.rand(8, 1, 32, 32, generator=torch.Generator().manual_seed(1))
+    network = small_encoder().train()
+    torch.manual_seed(0)
+    one = grouped_forward(network, image, 2)
+    torch.testing.assert_close(torch.cat([part[0] for part in parts]), one, rtol=0, atol=1e-5)
+    first, changed = parts[0]
+    assert (changed - first).abs().max() > 1e-3  # statistics are shared with the other rank
+
+
+if __name__ == "__main__":
+    run_rank(int(sys.argv[1]), sys.argv[2])

@@ -1,5 +1,6 @@
 """Stage 3 on a tiny data module: what moves, when, and what it says."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,15 +8,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from lightning import Callback, Trainer
 from torch.utils.data import DataLoader
 
 from cxr_lightning.data.augment import PRESETS, Augmentation
+from cxr_lightning.data.categories import category_weights
 from cxr_lightning.data.datamodule import CheXpertDataModule
-from cxr_lightning.data.transforms import to_image
+from cxr_lightning.data.prepared import PreparedDataset
+from cxr_lightning.data.transforms import to_image, to_model
 from cxr_lightning.errors import UserError
+from cxr_lightning.files import sha256_file
+from cxr_lightning.losses.contrastive import info_nce_logits
+from cxr_lightning.metrics.collapse import pair_distance, same_category
 from cxr_lightning.networks.encoder import Encoder
 from cxr_lightning.stages.moco import Clustering, MoCo
 from cxr_lightning.types import Batch, Condition
@@ -46,7 +53,19 @@ class TinyData(CheXpertDataModule):
         super().__init__(Path(), batch_size=BATCH, image_size=SIZE)
 
     def setup(self, stage: str | None = None) -> None:
-        self.rows = {"train": np.arange(TRAIN), "valid": np.arange(VALID)}
+        whole = radiographs(TRAIN, seed=0)
+        self.rows = {
+            "train": np.arange(TRAIN),
+            "valid": np.arange(VALID),
+            "test": np.arange(0),
+        }
+        self.condition = whole.condition
+        table = pd.DataFrame({"Path": [f"{i}.png" for i in range(TRAIN)]})
+        table["patient"] = [f"patient{i // 4}" for i in range(TRAIN)]
+        table["study"] = [f"study{i % 4 // 2}" for i in range(TRAIN)]
+        table["ward"] = np.where(np.arange(TRAIN) % 3 == 0, "east", "west")
+        images = whole.image[:, 0].numpy()
+        self.prepared = PreparedDataset(Path(), {"sha256": "ab", "size": SIZE}, images, table)
 
     def _batches(self, count: int, seed: int) -> DataLoader[Any]:
         whole = radiographs(count, seed)
@@ -97,12 +116,14 @@ def test_fit_trains_the_encoder_and_logs(tmp_path: Path) -> None:
     run.fit(model, datamodule=TinyData())
     assert run.global_step == 4
     assert not same(before, state(model.encoder))
-    train = {"loss", "info_nce", "clustering", "clustering_weight"}
+    train = {"loss", "info_nce", "clustering", "clustering_weight", "accuracy", "queue_age"}
     valid = {"loss", "info_nce", "clustering", "effective_rank", "alignment", "uniformity"}
     valid |= {"view_distance", "same_category_distance", "random_distance", "retrieval"}
     expected = {f"moco/train/{n}" for n in train} | {f"moco/valid/{n}" for n in valid}
     assert expected <= set(run.callback_metrics)
-    assert "moco/valid/knn_auroc" in run.callback_metrics
+    for name in ("probe_auroc", "probe_auroc_edema", "knn_auroc", "knn_auroc_no_finding"):
+        assert f"moco/valid/{name}" in run.callback_metrics
+    assert "moco/valid/probe_auroc_fracture" not in run.callback_metrics  # no label of it
     assert all(torch.isfinite(value) for value in run.callback_metrics.values())
 
 
@@ -186,14 +207,13 @@ def test_validation_touches_nothing(tmp_path: Path) -> None:
     assert first == run.validate(model, datamodule=TinyData(), verbose=False)
 
 
-def test_validation_loss_does_not_depend_on_the_queue(tmp_path: Path) -> None:
+def test_validation_does_not_read_the_queue(tmp_path: Path) -> None:
     model = stage()
     run = trainer(tmp_path, max_steps=2)
     run.fit(model, datamodule=TinyData())
     first = run.validate(model, datamodule=TinyData(), verbose=False)[0]
     model.queue.keys.copy_(model.queue.keys.flip(1))
-    second = run.validate(model, datamodule=TinyData(), verbose=False)[0]
-    assert first["moco/valid/loss"] == second["moco/valid/loss"]
+    assert first == run.validate(model, datamodule=TinyData(), verbose=False)[0]
 
 
 def test_resumed_run_equals_one_run(tmp_path: Path) -> None:
@@ -249,18 +269,31 @@ def test_clustering_weight_ramps_up_after_the_warm_up(step: int, weight: float) 
     assert Clustering(weight=0.5, warmup_steps=100, ramp_steps=0).weight_at(100) == 0.5
 
 
-def test_clustering_draws_categories_together(tmp_path: Path) -> None:
+def test_clustering_weight_multiplies_the_clustering_loss(tmp_path: Path) -> None:
+    run = trainer(tmp_path, max_steps=1, limit_val_batches=0, log_every_n_steps=1)
+    run.fit(stage(clustering={"weight": 2.0}), datamodule=TinyData())
+    logged = {name.split("/")[-1]: float(v) for name, v in run.callback_metrics.items()}
+    assert logged["clustering"] > 0.0
+    expected = logged["info_nce"] + 2.0 * logged["clustering"]
+    assert logged["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_clustering_draws_categories_together() -> None:
+    """Without InfoNCE, which pushes images apart, the pull brings a category to a point."""
+    model = stage(clustering={"form": "pull"})
+    model._trainer = SimpleNamespace(world_size=1)  # type: ignore[assignment]
+    batch = radiographs(BATCH, seed=0)
+    image, weights = to_model(batch.image), category_weights(batch.condition, "binary")
+    optimizer = torch.optim.Adam(model.encoder.parameters(), lr=0.01)
     distances = []
-    for weight in (0.0, 1.0):
-        model = stage(clustering={"weight": weight}, augmentation="none")
-        run = trainer(tmp_path, max_steps=40)
-        run.fit(model, datamodule=TinyData())
-        metrics = run.validate(model, datamodule=TinyData(), verbose=False)[0]
-        within, across = (
-            metrics[f"moco/valid/{name}_distance"] for name in ("same_category", "random")
-        )
-        distances.append(within / across)
-    assert distances[1] < 0.8 * distances[0]
+    for _ in range(20):
+        embedding = model.encoder(image)
+        distances.append(float(pair_distance(embedding.detach(), same_category(weights))))
+        loss = model._cluster(embedding, weights, model.centroids.update(embedding, weights))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert distances[-1] < 0.2 * distances[0]
 
 
 def test_minority_alone_is_drawn_together() -> None:
@@ -306,6 +339,180 @@ def test_augmentation_by_name_or_by_settings() -> None:
 
 
 @pytest.mark.parametrize(
+    ("scheme", "names"), [("ward", ("east", "west")), ("sex", ("female", "male"))]
+)
+def test_scheme_may_be_a_column(tmp_path: Path, scheme: str, names: tuple[str, ...]) -> None:
+    model = stage(clustering={"scheme": scheme, "weight": 0.5 * (scheme == "ward")})
+    trainer(tmp_path, max_steps=1).fit(model, datamodule=TinyData())
+    assert model.categories == names
+    assert model.queue.weights.shape == (TRAIN // 4, 2)
+    assert model.queue.weights.sum() == (TRAIN // 4 if scheme == "ward" else 0)
+
+
+def test_kmeans_finds_clusters_once_an_epoch_after_the_warm_up(tmp_path: Path) -> None:
+    model = stage(clustering={"scheme": "kmeans", "clusters": 4, "warmup_steps": 2})
+    found: list[int] = []
+    original = model._find_clusters
+    model._find_clusters = lambda: (found.append(model.global_step), original())  # type: ignore
+    trainer(tmp_path, max_steps=6).fit(model, datamodule=TinyData())
+    assert found == [2, 4]  # epochs are of 4 steps
+    assert (model.tables["shares"].sum(dim=1) == 1).all()
+    assert model.centroids.known.all()
+    assert model.clustered_epoch == 1
+
+
+def test_more_clusters_than_images_are_refused(tmp_path: Path) -> None:
+    model = stage(clustering={"scheme": "kmeans", "clusters": TRAIN + 1})
+    with pytest.raises(UserError, match="model.clustering.clusters: 33 are more than the 32"):
+        trainer(tmp_path).fit(model, datamodule=TinyData())
+
+
+def test_validation_of_a_set_without_training_images(tmp_path: Path) -> None:
+    class ValidOnly(TinyData):
+        def setup(self, stage: str | None = None) -> None:
+            super().setup(stage)
+            self.rows["train"] = np.arange(0)
+
+    found = trainer(tmp_path).validate(stage(), datamodule=ValidOnly(), verbose=False)[0]
+    assert "moco/valid/loss" in found
+    assert "moco/valid/probe_auroc" not in found
+    with pytest.raises(UserError, match="data.root: .* no training images"):
+        trainer(tmp_path).test(stage(), datamodule=ValidOnly(), verbose=False)
+
+
+def test_clusters_are_in_the_checkpoint() -> None:
+    shares = torch.nn.functional.one_hot(torch.arange(8) % 4).float()
+    source, target = (stage(clustering={"scheme": "kmeans", "clusters": 4}) for _ in range(2))
+    source.tables["shares"], source.clustered_epoch = shares, 3
+    checkpoint: dict[str, Any] = {"state_dict": source.state_dict()}
+    source.on_save_checkpoint(checkpoint)
+    target.on_load_checkpoint(checkpoint)
+    target.load_state_dict(checkpoint["state_dict"])
+    assert target.clustered_epoch == 3
+    assert torch.equal(target.tables["shares"], shares)
+
+
+def test_keys_show_another_image_of_the_patient_and_its_other_keys_do_not_repel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+
+    def two_views(image: Any, draws: Any, augmentation: Any, partner: Any) -> Any:
+        seen.append((image, partner))
+        return image, partner
+
+    def logits(*arguments: Any) -> Any:
+        excluded.append(arguments[-1])
+        return info_nce_logits(*arguments)
+
+    excluded: list[Any] = []
+    model, data = stage(positives="patient"), TinyData()
+    monkeypatch.setattr("cxr_lightning.stages.moco.two_views", two_views)
+    monkeypatch.setattr("cxr_lightning.stages.moco.info_nce_logits", logits)
+    trainer(tmp_path, max_steps=2, limit_val_batches=0).fit(model, datamodule=data)
+    everything = to_model(radiographs(TRAIN, seed=0).image)
+    for number, (image, partner) in enumerate(seen):
+        assert partner is not None
+        for own, other in zip(image, partner, strict=True):
+            rows = [
+                int((everything - x).abs().flatten(1).sum(dim=1).argmin()) for x in (own, other)
+            ]
+            assert rows[0] != rows[1]
+            assert rows[0] // 4 == rows[1] // 4  # four images a patient
+        if number == 0:
+            assert not excluded[0].any()  # nobody is in the queue yet
+    assert excluded[1].shape == (BATCH, TRAIN // 4)
+    assert not excluded[1].any()  # the second batch has other patients
+    assert model.queue.patients.tolist() == [2] * 4 + [3] * 4
+
+
+def test_warns_where_no_patient_has_two_images(tmp_path: Path) -> None:
+    class Singles(TinyData):
+        def setup(self, stage: str | None = None) -> None:
+            super().setup(stage)
+            self.prepared.table["patient"] = self.prepared.table["Path"]
+
+    with pytest.warns(UserWarning, match="model.positives: no patient has two"):
+        trainer(tmp_path, max_steps=1).fit(stage(positives="patient"), datamodule=Singles())
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [(0, "no image of abnormal"), (1, "images of one patient alone of abnormal")],
+)
+def test_warns_of_categories_of_no_image_or_one_patient(
+    tmp_path: Path, value: int, reason: str
+) -> None:
+    class Rare(TinyData):
+        def setup(self, stage: str | None = None) -> None:
+            super().setup(stage)
+            shown = torch.arange(TRAIN) < value
+            self.condition.value[:, 5] = shown.float()
+            self.condition.value[:, 0] = 1.0 - shown.float()
+
+    with pytest.warns(UserWarning, match=f"model.clustering.scheme: .* {reason}"):
+        trainer(tmp_path, max_steps=1).fit(stage(), datamodule=Rare())
+
+
+def test_labels_that_are_all_blank_are_refused_unless_clustering_is_off(tmp_path: Path) -> None:
+    class Blank(TinyData):
+        def setup(self, stage: str | None = None) -> None:
+            super().setup(stage)
+            self.condition = Condition.unknown(TRAIN)
+
+    with pytest.raises(UserError, match="model.clustering.scheme: no training image"):
+        trainer(tmp_path, max_steps=1).fit(stage(), datamodule=Blank())
+    plain = stage(clustering={"weight": 0.0})
+    trainer(tmp_path, max_steps=1).fit(plain, datamodule=Blank())
+
+
+class JudgedData(TinyData):
+    """The training images once more as a test split of other patients."""
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        return self._batches(TRAIN, seed=0)
+
+    def setup(self, stage: str | None = None) -> None:
+        super().setup(stage)
+        self.rows = {"train": np.arange(16), "valid": np.arange(4), "test": np.arange(16, TRAIN)}
+
+
+def test_test_judges_the_trained_encoder_and_products_side_by_side(
+    tmp_path: Path, products: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = stage(encoders=[products / "encoder"])
+    run = trainer(tmp_path, max_steps=2, limit_val_batches=0)
+    run.fit(model, datamodule=JudgedData())
+    logged = run.test(model, datamodule=JudgedData(), verbose=False)[0]
+    content = json.loads((tmp_path / "linear_evaluation.json").read_text())
+    assert list(content["encoders"]) == ["random", "this", "encoder"]
+    assert content["encoders"]["encoder"]["sha256"]
+    assert content["split"] == "test"
+    records = {(r["encoder"], r["fraction"], r["label"]): r for r in content["records"]}
+    assert ("this", 1.0, "Edema") in records
+    # brighter on the right where there is edema: random features tell that too
+    assert records["this", 1.0, "macro"]["auroc"] > 0.7
+    found = logged["moco/test/linear_auroc_this_1"]
+    assert found == pytest.approx(records["this", 1.0, "macro"]["auroc"])
+    assert {entry["label"] for entry in content["skipped"]} >= {"Pneumonia"}
+    assert "over random" in capsys.readouterr().out
+
+
+def test_test_without_a_training_looks_for_the_product_of_the_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="model.encoders: no product at"):
+        trainer(tmp_path).test(stage(), datamodule=JudgedData(), verbose=False)
+
+
+def test_starts_from_imagenet_weights_and_names_them_as_parent(tmp_path: Path) -> None:
+    from torchvision import models
+
+    torch.save(models.resnet18(weights=None).state_dict(), tmp_path / "resnet18.pth")
+    model = stage(backbone="resnet18", imagenet=tmp_path / "resnet18.pth")
+    assert model.product().parents == {"imagenet": sha256_file(tmp_path / "resnet18.pth")}
+    assert same(state(model.encoder), state(model.key_encoder))
+
+
+@pytest.mark.parametrize(
     "wrong",
     [
         {"dim": 0},
@@ -318,6 +525,7 @@ def test_augmentation_by_name_or_by_settings() -> None:
         {"clustering": {"temperature": 0.0}},
         {"clustering": {"warmup_steps": -1}},
         {"clustering": {"scheme": "multi", "minority": True}},
+        {"clustering": {"clusters": 1}},
     ],
 )
 def test_settings_out_of_range_are_refused_in_one_sentence(wrong: dict[str, Any]) -> None:
@@ -329,11 +537,13 @@ def test_settings_out_of_range_are_refused_in_one_sentence(wrong: dict[str, Any]
 
 def fit_on_two_processes(folder: Path) -> None:
     """What the test below runs; this file run as a script, once more by Lightning."""
-    model = stage(group_size=2)
+    clustering = {"scheme": "kmeans", "clusters": 4}
+    model = stage(group_size=2, positives="patient", clustering=clustering)
     run = trainer(folder, max_steps=6, devices=2, strategy="ddp", use_distributed_sampler=False)
     run.fit(model, datamodule=TinyData())
     metrics = {name: float(value) for name, value in run.callback_metrics.items()}
-    torch.save((model.state_dict(), metrics), folder / f"{run.global_rank}.pt")
+    found = model.state_dict() | model.tables
+    torch.save((found, metrics), folder / f"{run.global_rank}.pt")
 
 
 @pytest.mark.slow
@@ -343,7 +553,7 @@ def test_two_processes_hold_the_same_queue_and_centroids(tmp_path: Path) -> None
     (first, metrics), (second, others) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     shared = [name for name in first if "running" not in name and "key_encoder" not in name]
     shared += [name for name in first if name.startswith("key_encoder.head")]
-    assert any(name.startswith("queue") for name in shared)
+    assert {"queue.keys", "queue.patients", "centroids.vectors", "shares"} <= set(shared)
     for name in shared:
         assert torch.equal(first[name], second[name]), name
     valid = [name for name in metrics if "valid" in name]

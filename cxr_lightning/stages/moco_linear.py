@@ -1,0 +1,141 @@
+"""`cxr test` of stage 3: encoders side by side under linear evaluation."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int, Shaped
+from torch import Tensor
+
+from cxr_lightning.artifacts import check_product, load_network, read_config
+from cxr_lightning.evaluation.linear import (
+    BASELINE,
+    MACRO,
+    Images,
+    LinearRecord,
+    linear_evaluation,
+)
+from cxr_lightning.files import write_whole
+from cxr_lightning.networks.encoder import Encoder
+from cxr_lightning.networks.imagenet import load_imagenet
+
+PRINTED = (MACRO, "Pleural Effusion", "Pneumonia")
+"""Labels that the printed table shows; the file holds all."""
+
+Part = str
+"""`train`, what classifiers are fitted on, or `test`, what they are judged on."""
+
+
+class Judged(NamedTuple):
+    """An encoder under evaluation.
+
+    Attributes:
+        name: How records call it.
+        encoder: The network.
+        architecture: What it is built from.
+        sha256: Of its product, where it is one.
+    """
+
+    name: str
+    encoder: Encoder
+    architecture: Mapping[str, Any]
+    sha256: str | None
+
+
+def open_encoders(folders: Sequence[Path]) -> list[Judged]:
+    """Products of stage 3, each named by its run's folder, or by its path where that is not unique.
+
+    Raises:
+        UserError: If a folder is no such product.
+    """
+    runs = [f.resolve().parent.name if f.name == "product" else f.name for f in folders]
+    judged = []
+    for folder, run in zip(folders, runs, strict=True):
+        manifest = check_product(folder, "encoder", "model.encoders")
+        name = run if runs.count(run) == 1 else str(folder)
+        network = load_network(Encoder, folder)
+        judged.append(Judged(name, network, read_config(folder), manifest["sha256"]))
+    return judged
+
+
+def evaluate_encoders(
+    judged: Sequence[Judged],
+    imagenet: Path | None,
+    embed: Callable[[Encoder, Part], Tensor],
+    labels: Mapping[Part, Int[Tensor, "_ 14"]],
+    patients: Mapping[Part, Shaped[np.ndarray, " _"]],
+    file: Path | None,
+    facts: Mapping[str, Any],
+) -> dict[str, float]:
+    """Linear evaluation of encoders beside the first one's architecture with random weights.
+
+    Args:
+        judged: At least one.
+        imagenet: ImageNet weights for another one of that architecture.
+        embed: Features of all images of a part.
+        labels: 1 present, 0 absent, -1 masked.
+        patients: Patient of each image.
+        file: Where the results go, as JSON; None to write and print nothing.
+        facts: What the file says beside them.
+
+    Returns:
+        Macro AUROC of each encoder and share of the patients, by a name for logging.
+
+    Raises:
+        UserError: If the ImageNet weights do not fit.
+    """
+    architecture = judged[0].architecture
+    encoders = [Judged(BASELINE, random_encoder(architecture), architecture, None), *judged]
+    if imagenet is not None:
+        start = random_encoder(architecture)
+        load_imagenet(start.backbone, architecture["backbone"], imagenet)
+        encoders.insert(1, Judged("imagenet", start, architecture, None))
+    seen: dict[Part, dict[str, Tensor]] = {part: {} for part in labels}
+    for one in encoders:
+        for part in seen:
+            seen[part][one.name] = embed(one.encoder, part)
+    train, test = (Images(seen[p], labels[p], patients[p]) for p in ("train", "test"))
+    records, skipped = linear_evaluation(train, test)
+    if file is not None:
+        content = {
+            **facts,
+            "encoders": {one.name: {"sha256": one.sha256, **one.architecture} for one in encoders},
+            "records": [record._asdict() for record in records],
+            "skipped": [entry._asdict() for entry in skipped],
+        }
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, (json.dumps(content, indent=1) + "\n").encode(), file.parent)
+        print(summary(records))
+        print(f"{len(skipped)} of the shares and observations could not be judged; all in {file}")
+    return {
+        f"linear_auroc_{record.encoder}_{record.fraction:g}": record.auroc
+        for record in records
+        if record.label == MACRO
+    }
+
+
+def random_encoder(architecture: Mapping[str, Any]) -> Encoder:
+    """An encoder with random weights, the same ones every time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Encoder(**architecture)
+
+
+def summary(records: Sequence[LinearRecord]) -> str:
+    """A table: AUROC of each encoder and share of the patients, its gain over random weights."""
+    lines = [f"{'label':<17} {'patients':>8}  {'encoder':<24} AUROC"]
+    for record in records:
+        if record.label in PRINTED:
+            line = f"{record.label:<17} {record.fraction:>8.1%}  {record.encoder:<24} "
+            line += f"{record.auroc:.3f}{_span(record.interval)}"
+            if record.gain is not None:
+                line += f", {record.gain:+.3f}{_span(record.gain_interval)} over random"
+            lines.append(line)
+    return "\n".join(lines)
+
+
+def _span(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else f" ({interval[0]:.3f} to {interval[1]:.3f})"
