@@ -29,34 +29,26 @@ def info_nce_logits(
             before the backward pass.
         temperature: T; 0.2 in MoCo v2 (Chen et al. 2020, arXiv 2003.04297).
         excluded: Which keys of the queue are no negatives of a query, as those of its own patient
-            where positives are images of one patient; their logit is the lowest float32.
+            where positives are images of one patient; their logit is minus infinity.
     """
     with torch.autocast(query.device.type, enabled=False):
         query, key, negatives = query.float(), key.detach().float(), queue.detach().float().clone()
         positive = (query * key).sum(dim=1, keepdim=True)
         negative = query @ negatives.T
         if excluded is not None:
-            negative = negative.masked_fill(excluded, torch.finfo(torch.float32).min * temperature)
+            negative = negative.masked_fill(excluded, -torch.inf)
         return torch.cat([positive, negative], dim=1) / temperature
 
 
-def info_nce(
-    query: Float[Tensor, "b d"],
-    key: Float[Tensor, "b d"],
-    queue: Float[Tensor, "n d"],
-    temperature: float,
-    excluded: Bool[Tensor, "b n"] | None = None,
-) -> Float[Tensor, ""]:
+def info_nce(logits: Float[Tensor, "b m"]) -> Float[Tensor, ""]:
     """Mean InfoNCE loss, eq. 1 of He et al. 2020 (MoCo, arXiv 1911.05722).
 
-    -log(exp(q k / T) / (exp(q k / T) + sum over the queue of exp(q k_j / T))), in float32; the
-    arguments are those of `info_nce_logits`.
+    -log(exp(q k / T) / (exp(q k / T) + sum over the queue of exp(q k_j / T))): the cross-entropy of
+    logits whose first column is the right one.
+
+    Args:
+        logits: From `info_nce_logits`.
     """
-    return instance_loss(info_nce_logits(query, key, queue, temperature, excluded))
-
-
-def instance_loss(logits: Float[Tensor, "b m"]) -> Float[Tensor, ""]:
-    """Mean cross-entropy of logits whose first column is the right one."""
     return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.int64))
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.classification import binary_auroc
 
-from cxr_lightning.types import Condition
+from cxr_lightning.types import OBSERVATIONS, Condition
 
 MASKED = -1
 """Label of an observation that is unknown, or neither present nor absent."""
@@ -123,6 +123,36 @@ def label_auroc(score: Float[Tensor, "n k"], labels: Int[Tensor, "n k"]) -> Floa
             for k in range(labels.shape[1])
         ]
     )
+
+
+def label_scores(
+    features: Float[Tensor, "n f"],
+    labels: Int[Tensor, "n 14"],
+    bank: Float[Tensor, "m f"],
+    bank_labels: Int[Tensor, "m 14"],
+) -> dict[str, Float[Tensor, ""]]:
+    """AUROC of linear probe and nearest neighbours: the mean, and each observation's.
+
+    Args:
+        features: Of the images that are judged.
+        labels: 1 present, 0 absent, -1 masked.
+        bank: Features of the images that probe and neighbours learn from.
+        bank_labels: Their labels.
+
+    Returns:
+        `probe_auroc`, `probe_auroc_pneumonia`, ..., `knn_auroc`, ...; NaN where there is none.
+    """
+    scores = {
+        "probe_auroc": fit_probe(bank, bank_labels)(features),
+        "knn_auroc": knn_scores(features, bank, bank_labels),
+    }
+    found = {}
+    for name, score in scores.items():
+        values = label_auroc(score, labels)
+        found[name] = values.nanmean()
+        for observation, value in zip(OBSERVATIONS, values, strict=True):
+            found[f"{name}_{observation.lower().replace(' ', '_')}"] = value
+    return found
 
 
 def both_shown(labels: Int[Tensor, "n k"]) -> Bool[Tensor, " k"]:

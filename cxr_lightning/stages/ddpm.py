@@ -1,22 +1,21 @@
 """Stage 2: the DDPM refines the VAE's reconstruction (DiffuseVAE)."""
 
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from cxr_lightning.artifacts import check_product, load_network
 from cxr_lightning.data.text_encoder import TextEncoder
-from cxr_lightning.data.transforms import to_image
-from cxr_lightning.diffusion.generator import Generator
 from cxr_lightning.diffusion.priors import LatentPrior, PriorKind
 from cxr_lightning.errors import UserError
 from cxr_lightning.networks.autoencoder import Autoencoder
 from cxr_lightning.networks.unet import Denoiser, Form, Prediction, Schedule
-from cxr_lightning.stages.base import Decay, Product, Stage, default_optimizer
+from cxr_lightning.stages.base import Decay, default_optimizer
 from cxr_lightning.stages.denoising import (
+    DenoisingStage,
     GeneratorInTraining,
     check_gamma,
     fit_prior,
@@ -28,7 +27,7 @@ from cxr_lightning.types import Batch
 
 
 @final
-class DDPM(Stage):
+class DDPM(DenoisingStage):
     """Noise prediction given the VAE image and the health condition.
 
     DiffuseVAE (Pandey et al. 2022, arXiv 2201.00308): the VAE is frozen, x_hat is the decoding of
@@ -125,14 +124,6 @@ class DDPM(Stage):
         """Name of the stage."""
         return "ddpm"
 
-    def product(self) -> Product:
-        """The generator, with averaged weights."""
-        return Product("generator", self.networks.networks(), self.parents)
-
-    def generator(self) -> Generator:
-        """The generator, with averaged weights."""
-        return self.networks.generator()
-
     def on_fit_start(self) -> None:
         """Fits the latent prior to the training images; the same on every rank."""
         fit_prior(self.networks, self.datamodule, self.device)
@@ -151,22 +142,12 @@ class DDPM(Stage):
         self.log_scalars("train", {"loss": loss}, count)
         return loss
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Steps the optimizer, then the moving average; not called while accumulating."""
-        super().optimizer_step(*args, **kwargs)
-        self.networks.update_average(self.global_step)
-
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """The same loss with averaged weights, full conditions and fixed noise."""
         size = batch.image.shape[-1]
         draws = fixed_draws(batch.index, self.networks, size, self.device)
         loss = self.networks.denoise(batch.image, batch.condition, draws, averaged=True).loss()
         self.log_scalars(self.split, {"loss": loss}, len(batch.image))
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> UInt8[Tensor, "b 1 h w"]:
-        """Reconstructions through VAE and denoiser, raw."""
-        made = self.generator().reconstruct(batch.image, batch.condition, batch.index)
-        return to_image(made)
 
     def _load_text_encoder(self, folder: Path | None, form: Form, prior: PriorKind) -> int:
         """Columns of the text embeddings; 0 without a text encoder."""

@@ -1,19 +1,22 @@
 """What stages 2, 4 and 5 share: the networks of a generator in training, and one noised batch."""
 
+from abc import ABC
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 from cxr_lightning.data.datamodule import CheXpertDataModule
 from cxr_lightning.data.text_encoder import check_text_encoder
+from cxr_lightning.data.transforms import to_image
 from cxr_lightning.diffusion.generator import Generator
 from cxr_lightning.diffusion.priors import LatentPrior
 from cxr_lightning.diffusion.process import add_noise, ddpm_step, velocity, x0_from_output
 from cxr_lightning.diffusion.random import ImageNoise
+from cxr_lightning.diffusion.samplers import Sampling
 from cxr_lightning.diffusion.schedule import alpha_bar
 from cxr_lightning.diffusion.weighting import min_snr_weight
 from cxr_lightning.errors import UserError
@@ -21,8 +24,8 @@ from cxr_lightning.networks.autoencoder import Autoencoder, sample_latent
 from cxr_lightning.networks.frozen import Frozen
 from cxr_lightning.networks.momentum import momentum_copy, momentum_update
 from cxr_lightning.networks.unet import Denoiser, Prediction, Schedule
-from cxr_lightning.stages.base import Stage
-from cxr_lightning.types import Condition
+from cxr_lightning.stages.base import Product, Stage
+from cxr_lightning.types import Batch, Condition
 
 
 @dataclass(frozen=True)
@@ -213,6 +216,39 @@ class GeneratorInTraining(nn.Module):
             return None, None
         z = sample_latent(*self.autoencoder.network.encode(image), latent_noise)
         return self.autoencoder.network.decode(z), z
+
+
+class DenoisingStage(Stage, ABC):
+    """A stage that trains the denoiser of a generator, and hands the generator over.
+
+    Attributes:
+        networks: The generator; set by the stage.
+        parents: Role to sha256 of each product that it is made from; set by the stage.
+        sampling: Sampler and steps that the generator is tuned to; None where it may be any.
+    """
+
+    networks: GeneratorInTraining
+    parents: dict[str, str]
+    sampling: Sampling | None = None
+
+    def product(self) -> Product:
+        """The generator, with averaged weights."""
+        return Product("generator", self.networks.networks(), self.parents, self.sampling)
+
+    def generator(self) -> Generator:
+        """The generator, with averaged weights."""
+        return self.networks.generator()
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Steps the optimizer, then the moving average; not called while accumulating."""
+        super().optimizer_step(*args, **kwargs)
+        self.networks.update_average(self.global_step)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> UInt8[Tensor, "b 1 h w"]:
+        """Reconstructions through VAE and denoiser, raw."""
+        sampling = self.sampling or Sampling()
+        made = self.generator().reconstruct(batch.image, batch.condition, batch.index, sampling)
+        return to_image(made)
 
 
 def text_parent(manifest: dict[str, Any], folder: Path | None) -> dict[str, str]:

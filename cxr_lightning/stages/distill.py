@@ -1,20 +1,20 @@
 """Stage 5, optional: the denoiser is tuned to make images in one to four steps."""
 
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
-from cxr_lightning.data.transforms import to_image
 from cxr_lightning.diffusion.consistency import earlier_time, gap_at
 from cxr_lightning.diffusion.generator import Generator
 from cxr_lightning.diffusion.samplers import Sampling
 from cxr_lightning.errors import UserError
 from cxr_lightning.losses.consistency import consistency_loss
-from cxr_lightning.stages.base import Decay, Product, Stage, default_optimizer
+from cxr_lightning.stages.base import Decay, default_optimizer
 from cxr_lightning.stages.denoising import (
+    DenoisingStage,
     Draws,
     GeneratorInTraining,
     fixed_draws,
@@ -30,7 +30,7 @@ SAMPLING = Sampling("consistency", steps=2)
 
 
 @final
-class ConsistencyTuning(Stage):
+class ConsistencyTuning(DenoisingStage):
     """Easy consistency tuning of a generator (Geng et al. 2024, ECT, arXiv 2406.14548).
 
     The estimate of the clean image at a time t is trained to be that at an earlier time r of the
@@ -81,6 +81,7 @@ class ConsistencyTuning(Stage):
         assert start.denoiser is not None
         denoiser = start.denoiser.train().requires_grad_(True)
         self.networks = GeneratorInTraining(denoiser, start.autoencoder, ema_decay, start.prior)
+        self.sampling = SAMPLING
         self.halve_every = halve_every
         self.smallest_gap = smallest_gap
         self.huber = huber
@@ -93,14 +94,6 @@ class ConsistencyTuning(Stage):
         """Name of the stage."""
         return "distill"
 
-    def product(self) -> Product:
-        """The generator, with averaged weights; the same format as stage 2's."""
-        return Product("generator", self.networks.networks(), self.parents, SAMPLING)
-
-    def generator(self) -> Generator:
-        """The generator, with averaged weights."""
-        return self.networks.generator()
-
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         """The consistency loss of a batch at the gap of this step."""
         condition = random_drop(
@@ -112,11 +105,6 @@ class ConsistencyTuning(Stage):
         self.log_scalars("train", {"loss": loss, "gap": gap}, len(batch.image))
         return loss
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Steps the optimizer, then the moving average; not called while accumulating."""
-        super().optimizer_step(*args, **kwargs)
-        self.networks.update_average(self.global_step)
-
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """The loss at the smallest gap with averaged weights, full conditions and fixed noise.
 
@@ -125,11 +113,6 @@ class ConsistencyTuning(Stage):
         draws = fixed_draws(batch.index, self.networks, batch.image.shape[-1], self.device)
         loss = self._loss(batch.image, batch.condition, draws, self.smallest_gap, averaged=True)
         self.log_scalars(self.split, {"loss": loss}, len(batch.image))
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> UInt8[Tensor, "b 1 h w"]:
-        """Reconstructions through VAE and denoiser, raw."""
-        made = self.generator().reconstruct(batch.image, batch.condition, batch.index, SAMPLING)
-        return to_image(made)
 
     def _loss(
         self,

@@ -1,17 +1,15 @@
 """Stage 4: the denoiser is fine-tuned with the representation loss through the frozen encoder."""
 
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Literal, final
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
 from cxr_lightning.artifacts import check_product, load_network
-from cxr_lightning.data.transforms import to_image
-from cxr_lightning.diffusion.generator import Generator
 from cxr_lightning.errors import UserError
 from cxr_lightning.losses.representation import (
     Embed,
@@ -21,9 +19,10 @@ from cxr_lightning.losses.representation import (
 )
 from cxr_lightning.networks.encoder import Encoder
 from cxr_lightning.networks.frozen import Frozen, eval_mode
-from cxr_lightning.stages.base import Decay, Product, Stage, default_optimizer
+from cxr_lightning.stages.base import Decay, default_optimizer
 from cxr_lightning.stages.denoising import (
     Denoised,
+    DenoisingStage,
     GeneratorInTraining,
     check_gamma,
     fixed_draws,
@@ -43,7 +42,7 @@ PROBE_BATCH = 32
 
 
 @final
-class Finetune(Stage):
+class Finetune(DenoisingStage):
     """L = L_diffusion + lambda L_representation (the whitepaper's stage 4).
 
     What L_representation compares with the embedding of the original (`mode`):
@@ -148,14 +147,6 @@ class Finetune(Stage):
         """sha256 of the encoder product."""
         return self.parents["encoder"]
 
-    def product(self) -> Product:
-        """The generator, with averaged weights; the same format as stage 2's."""
-        return Product("generator", self.networks.networks(), self.parents)
-
-    def generator(self) -> Generator:
-        """The generator, with averaged weights."""
-        return self.networks.generator()
-
     def on_fit_start(self) -> None:
         """Measures the diffusion loss on the probe images before the first step."""
         if self.diffusion_at_start.isnan():
@@ -180,11 +171,6 @@ class Finetune(Stage):
         self.log_scalars("train", scalars, len(batch.image))
         return scalars["loss"]
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Steps the optimizer, then the moving average; not called while accumulating."""
-        super().optimizer_step(*args, **kwargs)
-        self.networks.update_average(self.global_step)
-
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Both losses with averaged weights, full conditions and fixed noise."""
         denoised = self._denoise_fixed(batch)
@@ -201,11 +187,6 @@ class Finetune(Stage):
         if not self.diffusion_at_start.isnan():  # as in `cxr validate` without a checkpoint
             ratio = self._probe_diffusion() / self.diffusion_at_start
             self.log(f"{self.name}/{self.split}/diffusion_ratio", ratio)
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> UInt8[Tensor, "b 1 h w"]:
-        """Reconstructions through VAE and denoiser, raw."""
-        made = self.generator().reconstruct(batch.image, batch.condition, batch.index)
-        return to_image(made)
 
     def _representation(
         self, image: Float[Tensor, "b 1 h w"], denoised: Denoised

@@ -28,12 +28,12 @@ from cxr_lightning.losses.clustering import (
 from cxr_lightning.losses.contrastive import (
     Queue,
     in_batch_info_nce,
+    info_nce,
     info_nce_logits,
     instance_accuracy,
-    instance_loss,
 )
 from cxr_lightning.metrics.collapse import describe_collapse, spread
-from cxr_lightning.metrics.probe import fit_probe, knn_scores, label_auroc, probe_labels
+from cxr_lightning.metrics.probe import label_scores, probe_labels
 from cxr_lightning.networks.encoder import Backbone, Encoder
 from cxr_lightning.networks.gather import all_ranks, is_distributed
 from cxr_lightning.networks.imagenet import load_imagenet
@@ -53,7 +53,7 @@ from cxr_lightning.stages.moco_clustering import (
     share,
 )
 from cxr_lightning.stages.moco_linear import Judged, evaluate_encoders, open_encoders
-from cxr_lightning.types import OBSERVATIONS, Batch
+from cxr_lightning.types import Batch
 
 MONITORED = 4096
 """Validation images, over all ranks, that the monitors look at, and training images that the probe
@@ -264,7 +264,7 @@ class MoCo(Stage):
         if self.positives != "image":
             excluded = patients[:, None] == self.queue.patients
         logits = info_nce_logits(query, key, self.queue.keys, self.temperature, excluded)
-        contrast = instance_loss(logits)
+        contrast = info_nce(logits)
         weights, key_weights = (self.look_up("shares", b.index) for b in (batch, partner))
         self.centroids.update(key, key_weights)
         totals = all_ranks(weights.sum(dim=0, keepdim=True)).sum(dim=0)
@@ -412,18 +412,7 @@ class MoCo(Stage):
             return {}
         rows = train[:: -(-len(train) // MONITORED)]
         bank = self.embed_rows(self.encoder.features, rows)
-        bank_labels = self._labels(torch.from_numpy(rows))
-        scores = {
-            "probe_auroc": fit_probe(bank, bank_labels)(features),
-            "knn_auroc": knn_scores(features, bank, bank_labels),
-        }
-        found = {}
-        for name, score in scores.items():
-            values = label_auroc(score, labels)
-            found[name] = values.nanmean()
-            for observation, value in zip(OBSERVATIONS, values, strict=True):
-                found[f"{name}_{observation.lower().replace(' ', '_')}"] = value
-        return found
+        return label_scores(features, labels, bank, self._labels(torch.from_numpy(rows)))
 
     def _draw_partners(self, batch: Batch) -> Batch:
         """The images that the keys are of."""
@@ -488,6 +477,4 @@ class MoCo(Stage):
 def _all_rows(parts: list[Tensor]) -> Tensor:
     """The rows of all batches and ranks."""
     rows = torch.cat(parts)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.cat(gather_all_tensors(rows))
-    return rows
+    return torch.cat(gather_all_tensors(rows)) if is_distributed() else rows

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,13 +33,17 @@ def slow_info_nce(query: Tensor, key: Tensor, negatives: list[Tensor], t: float)
     return sum(losses) / len(losses)
 
 
+def loss_of(*arguments: Any) -> Tensor:
+    return info_nce(info_nce_logits(*arguments))
+
+
 @pytest.mark.parametrize("size", [1, 7, 64])
 @pytest.mark.parametrize("dim", [2, 32])
 @pytest.mark.parametrize("temperature", [0.07, 0.2, 1.0])
 def test_equals_plain_loops(size: int, dim: int, temperature: float) -> None:
     query, key, queue = unit(5, dim), unit(5, dim, seed=1), unit(size, dim, seed=2)
     expected = slow_info_nce(query.double(), key.double(), [queue.double()] * 5, temperature)
-    assert float(info_nce(query, key, queue, temperature)) == pytest.approx(expected, abs=1e-5)
+    assert float(loss_of(query, key, queue, temperature)) == pytest.approx(expected, abs=1e-5)
 
 
 def test_in_batch_form_equals_plain_loops() -> None:
@@ -56,21 +61,19 @@ def test_equals_lightly_with_an_equal_queue(temperature: float) -> None:
     oracle.memory_bank.bank = queue.clone()
     query = query.requires_grad_()
     expected = oracle(query, key)
-    torch.testing.assert_close(
-        info_nce(query, key, queue, temperature), expected, rtol=0, atol=1e-6
-    )
+    torch.testing.assert_close(loss_of(query, key, queue, temperature), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [1, 100])
 def test_equal_embeddings_give_log_of_queue_size_plus_one(size: int) -> None:
     same = unit(1, 8)
-    loss = info_nce(same.repeat(4, 1), same.repeat(4, 1), same.repeat(size, 1), 0.2)
+    loss = loss_of(same.repeat(4, 1), same.repeat(4, 1), same.repeat(size, 1), 0.2)
     assert loss.item() == pytest.approx(math.log(size + 1), abs=1e-5)
 
 
 def test_gradient_goes_to_the_query_alone() -> None:
     query, key, queue = (unit(4, 8, seed=i).requires_grad_() for i in range(3))
-    info_nce(query, key, queue, 0.2).backward()
+    loss_of(query, key, queue, 0.2).backward()
     in_batch_info_nce(query, key, 0.2).backward()
     assert query.grad is not None
     assert key.grad is None
@@ -80,19 +83,19 @@ def test_gradient_goes_to_the_query_alone() -> None:
 def test_queue_may_move_on_before_the_backward_pass() -> None:
     queue = Queue(8, 4, 1)
     before, queries = queue.keys.clone(), [unit(2, 4).requires_grad_() for _ in range(2)]
-    loss = info_nce(queries[0], unit(2, 4, seed=1), queue.keys, 0.2)
+    loss = loss_of(queries[0], unit(2, 4, seed=1), queue.keys, 0.2)
     queue.enqueue(unit(8, 4, seed=2), torch.zeros(8, 1), torch.arange(8), 0)
     loss.backward()
-    info_nce(queries[1], unit(2, 4, seed=1), before, 0.2).backward()
+    loss_of(queries[1], unit(2, 4, seed=1), before, 0.2).backward()
     torch.testing.assert_close(queries[0].grad, queries[1].grad)
 
 
 def test_loss_is_float32_under_autocast() -> None:
     query, key, queue = unit(4, 8), unit(4, 8, seed=1), unit(16, 8, seed=2)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = info_nce(query, key, queue, 0.2)
+        loss = loss_of(query, key, queue, 0.2)
     assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss, info_nce(query, key, queue, 0.2), rtol=0, atol=1e-7)
+    torch.testing.assert_close(loss, loss_of(query, key, queue, 0.2), rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 4, 10, 11, 25])
@@ -157,7 +160,7 @@ def test_excluded_keys_are_no_negatives_and_take_no_gradient() -> None:
     excluded[2] = True
     negatives = [queue[~row].double() for row in excluded]
     expected = slow_info_nce(query.detach().double(), key.double(), list(negatives), 0.2)
-    loss = info_nce(query, key, queue, 0.2, excluded)
+    loss = loss_of(query, key, queue, 0.2, excluded)
     loss.backward()
     assert loss.item() == pytest.approx(expected, abs=1e-5)
     assert torch.equal(query.grad[2], torch.zeros(8))  # nothing to be told from
