@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from processes import run_main
 
 from cxr_lightning.artifacts import check_product
 from cxr_lightning.cli import main
@@ -318,17 +319,8 @@ def test_two_processes_train_the_same_weights_as_one(
         *fit_args(stage, prepared, runs),
         PLAIN_SGD,
     ]
-    single = [*common, f"--trainer.default_root_dir={tmp_path}/one"]
-    double = [
-        *common,
-        f"--trainer.default_root_dir={tmp_path}/two",
-        "--trainer.devices=2",
-        "--trainer.strategy=ddp",
-    ]
-    for args in (single, double):
-        subprocess.run(
-            [sys.executable, "-m", "cxr_lightning", *args], check=True, capture_output=True
-        )
+    for name, count in (("one", 1), ("two", 2)):
+        run_main([*common, f"--trainer.default_root_dir={tmp_path / name}"], count)
     part = "." if stage == "vae" else "denoiser"
     one = load_file(tmp_path / "one/product" / part / "model.safetensors")
     two = load_file(tmp_path / "two/product" / part / "model.safetensors")
@@ -364,7 +356,7 @@ def test_killed_within_an_epoch_it_goes_on_with_any_number_of_processes(
         ]
 
     killed = ["--trainer.callbacks+=killer.KillAt", "--trainer.callbacks.step=6"]
-    run_cxr(*args("whole"))
+    run_main(args("whole"))
     run_cxr(*args("killed"), *killed, returncode=-signal.SIGKILL)
     assert not (tmp_path / "killed/product").exists()
     ranks = ["--trainer.devices=2", "--trainer.strategy=ddp"] if processes == 2 else []

@@ -145,8 +145,7 @@ class GenerationMetrics(Callback):
         self.measured = (self.validations - 1) % self.every == 0
         if not self.measured:
             return
-        for name, value in self._measure(trainer, pl_module, generator).items():
-            pl_module.log(f"{pl_module.name}/{pl_module.split}/{name}", value)
+        pl_module.log_scalars(pl_module.split, self._measure(trainer, pl_module, generator), 1)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The same measurement, logged as `test`."""

@@ -186,7 +186,7 @@ class Finetune(DenoisingStage):
         """Logs the diffusion loss on the probe images over that before the first step."""
         if not self.diffusion_at_start.isnan():  # as in `cxr validate` without a checkpoint
             ratio = self._probe_diffusion() / self.diffusion_at_start
-            self.log(f"{self.name}/{self.split}/diffusion_ratio", ratio)
+            self.log_scalars(self.split, {"diffusion_ratio": ratio}, 1)
 
     def _representation(
         self, image: Float[Tensor, "b 1 h w"], denoised: Denoised

@@ -180,7 +180,7 @@ def test_killed_at_any_moment_the_same_command_ends_with_the_same_bytes(tmp_path
     command += [f"--root={root}", f"--out={out}", "--size=32", "--workers=2"]
     journal = partial_folder(out) / "journal.jsonl"
     kills = 0
-    for records in (1, 8, 20, 30, 40):
+    for records in (1, 12, 30):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while process.poll() is None:
             if journal.is_file() and journal.read_bytes().count(b"\n") > records:
@@ -188,7 +188,7 @@ def test_killed_at_any_moment_the_same_command_ends_with_the_same_bytes(tmp_path
                 kills += 1
                 break
         process.wait()
-    assert kills >= 3  # the last ones may find it finished
+    assert kills >= 2  # the last one may find it finished
     subprocess.run(command, check=True, capture_output=True)
     assert hashes(out) == hashes(tmp_path / "whole")
     assert len(read_failures(out)) == 2

@@ -2,12 +2,11 @@
 
 import itertools
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from processes import in_group
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -212,10 +211,8 @@ def test_kmeans_finds_separate_directions_again_and_starts_the_centroids_there()
     torch.testing.assert_close(centroids.vectors, centres)
 
 
-def run_rank(rank: int, folder: str) -> None:
-    """What each of two processes does; this file run as a script."""
-    address = f"file://{folder}/rendezvous"
-    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+def run_rank(rank: int, folder: Path) -> None:
+    """What each of two processes does."""
     queue, centroids = Queue(10, 8, 4), Centroids(4, 8)
     for step in range(5):
         rows = slice(rank * 3, rank * 3 + 3)
@@ -223,15 +220,12 @@ def run_rank(rank: int, folder: str) -> None:
         totals = centroids.update(keys, weights)
         queue.enqueue(keys, weights, torch.arange(6)[rows], step)
     state = {"queue": queue.state_dict(), "centroids": centroids.state_dict(), "totals": totals}
-    torch.save(state, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    torch.save(state, folder / f"{rank}.pt")
 
 
 @pytest.mark.slow
 def test_two_ranks_hold_the_queue_and_centroids_that_one_process_would(tmp_path: Path) -> None:
-    commands = [[sys.executable, __file__, str(rank), str(tmp_path)] for rank in (0, 1)]
-    processes = [subprocess.Popen(command) for command in commands]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    in_group(lambda rank: run_rank(rank, tmp_path))
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     queue, centroids = Queue(10, 8, 4), Centroids(4, 8)
     for step in range(5):
@@ -243,7 +237,3 @@ def test_two_ranks_hold_the_queue_and_centroids_that_one_process_would(tmp_path:
             assert torch.equal(ranks[0][part][name], ranks[1][part][name]), name
             torch.testing.assert_close(ranks[0][part][name], tensor)  # sums in another order
     torch.testing.assert_close(ranks[0]["totals"], totals)
-
-
-if __name__ == "__main__":
-    run_rank(int(sys.argv[1]), sys.argv[2])

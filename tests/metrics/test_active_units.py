@@ -1,12 +1,11 @@
 """Active units against numpy, in batches and over two processes."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from processes import in_group
 from torch import Tensor
 
 from cxr_lightning.metrics.active_units import ActiveUnits, variance_from_sums
@@ -61,14 +60,11 @@ def test_sums_are_kept_out_of_checkpoints() -> None:
     assert not ActiveUnits(5).state_dict()
 
 
-def run_rank(rank: int, folder: str) -> None:
-    """What each of two processes does; this file run as a script."""
-    address = f"file://{folder}/rendezvous"
-    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+def run_rank(rank: int, folder: Path) -> None:
+    """What each of two processes does."""
     metric = ActiveUnits(5)
     metric.update(_half_active()[PARTS[rank]])
-    torch.save(metric.compute(), f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    torch.save(metric.compute(), folder / f"{rank}.pt")
 
 
 def _half_active() -> Tensor:
@@ -80,11 +76,5 @@ def _half_active() -> Tensor:
 
 @pytest.mark.slow
 def test_two_processes_count_over_all_images(tmp_path: Path) -> None:
-    commands = [[sys.executable, __file__, str(rank), str(tmp_path)] for rank in (0, 1)]
-    processes = [subprocess.Popen(command) for command in commands]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    in_group(lambda rank: run_rank(rank, tmp_path))
     assert [float(torch.load(tmp_path / f"{rank}.pt")) for rank in (0, 1)] == [2.0, 2.0]
-
-
-if __name__ == "__main__":
-    run_rank(int(sys.argv[1]), sys.argv[2])

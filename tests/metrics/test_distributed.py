@@ -1,11 +1,10 @@
 """Two gloo processes that saw parts of different size give the metrics of one process."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from processes import in_group
 from torch import Tensor
 
 from cxr_lightning.data.transforms import to_model
@@ -34,26 +33,12 @@ def measure(part: slice) -> dict[str, float]:
     return {"fid": float(fid.compute()), "rrs": float(score.compute()["rrs"])}
 
 
-def run_rank(rank: int, folder: str) -> None:
-    """What each of two processes does; this file run as a script."""
-    address = f"file://{folder}/rendezvous"
-    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
-    torch.save(measure(PARTS[rank]), f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
 @pytest.mark.slow
 def test_two_processes_give_the_metrics_of_one(tmp_path: Path) -> None:
-    commands = [[sys.executable, __file__, str(rank), str(tmp_path)] for rank in (0, 1)]
-    processes = [subprocess.Popen(command) for command in commands]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    in_group(lambda rank: torch.save(measure(PARTS[rank]), tmp_path / f"{rank}.pt"))
     whole, part = measure(slice(None)), measure(PARTS[0])
     assert part["fid"] != pytest.approx(whole["fid"], rel=1e-3)
     for rank in (0, 1):
         found = torch.load(tmp_path / f"{rank}.pt")
         assert found["fid"] == pytest.approx(whole["fid"], rel=1e-6)
         assert found["rrs"] == pytest.approx(whole["rrs"], rel=1e-6)
-
-
-if __name__ == "__main__":
-    run_rank(int(sys.argv[1]), sys.argv[2])

@@ -165,7 +165,7 @@ def test_no_interval_without_draws() -> None:
 @pytest.mark.slow
 def test_interval_covers_the_expected_value_at_this_n() -> None:
     """What it promises: the mean of the Fréchet distance over sets of this size."""
-    n, dim, trials = 100, 8, 60
+    n, dim, trials = 100, 8, 40
     sets = [(_features(n, dim, 2 * i), _features(n, dim, 2 * i + 1, 0.3)) for i in range(trials)]
     values = [frechet_of_features(*pair) for pair in sets]
     expected, patients, covered = float(np.mean(values)), np.arange(n), 0
@@ -174,7 +174,7 @@ def test_interval_covers_the_expected_value_at_this_n() -> None:
         interval = frechet_interval(value, *sides, draws=100, seed=i)
         assert interval is not None
         covered += interval[0] <= expected <= interval[1]
-    assert covered >= 0.86 * trials  # .95 less 3 binomial standard errors of .028
+    assert covered >= 0.84 * trials  # .95 less 3 binomial standard errors of .034
 
 
 def test_interval_of_many_images_is_that_of_a_subsample(monkeypatch: pytest.MonkeyPatch) -> None:

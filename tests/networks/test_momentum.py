@@ -1,11 +1,10 @@
 """Momentum copies follow their online network and nothing else moves them."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from processes import in_group
 from torch import Tensor, nn
 
 from cxr_lightning.networks.encoder import Encoder
@@ -129,10 +128,8 @@ def test_leak_of_batch_norm_and_its_absence() -> None:
     assert torch.equal(alone, torch.eye(8, dtype=torch.bool))
 
 
-def run_rank(rank: int, folder: str) -> None:
-    """What each of two processes does; this file run as a script."""
-    address = f"file://{folder}/rendezvous"
-    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+def run_rank(rank: int, folder: Path) -> None:
+    """What each of two processes does."""
     network = small_encoder().train()
     image = torch.rand(8, 1, 32, 32, generator=torch.Generator().manual_seed(1))
     here = slice(4 * rank, 4 * rank + 4)
@@ -141,15 +138,12 @@ def run_rank(rank: int, folder: str) -> None:
     image[4:] = 1.0 - image[4:]  # the images of rank 1 alone
     torch.manual_seed(rank)
     changed = grouped_forward(network, image[here], 2)
-    torch.save((keys, changed), f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    torch.save((keys, changed), folder / f"{rank}.pt")
 
 
 @pytest.mark.slow
 def test_two_processes_permute_their_images_and_give_the_keys_of_one(tmp_path: Path) -> None:
-    commands = [[sys.executable, __file__, str(rank), str(tmp_path)] for rank in (0, 1)]
-    processes = [subprocess.Popen(command) for command in commands]
-    assert [process.wait(timeout=240) for process in processes] == [0, 0]
+    in_group(lambda rank: run_rank(rank, tmp_path))
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     image = torch.rand(8, 1, 32, 32, generator=torch.Generator().manual_seed(1))
     network = small_encoder().train()
@@ -158,7 +152,3 @@ def test_two_processes_permute_their_images_and_give_the_keys_of_one(tmp_path: P
     torch.testing.assert_close(torch.cat([part[0] for part in parts]), one, rtol=0, atol=1e-5)
     first, changed = parts[0]
     assert (changed - first).abs().max() > 1e-3  # statistics are shared with the other rank
-
-
-if __name__ == "__main__":
-    run_rank(int(sys.argv[1]), sys.argv[2])

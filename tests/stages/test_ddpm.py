@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from command_line import validate
 from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
+from processes import validate
 from text_model import write_text_model
 
 from cxr_lightning.data.datamodule import CheXpertDataModule
 from cxr_lightning.data.text_encoder import TextEncoder
+from cxr_lightning.diffusion.priors import flow
 from cxr_lightning.errors import UserError
 from cxr_lightning.stages.ddpm import DDPM
 
@@ -214,9 +215,10 @@ def test_the_latent_code_is_shown_where_asked(make, prepared, quiet_trainer):
 
 
 def test_reports_are_learned_from_where_there_is_a_text_encoder(
-    make, prepared, quiet_trainer, tmp_path
+    make, prepared, quiet_trainer, tmp_path, monkeypatch
 ):
     pytest.importorskip("sentence_transformers")
+    monkeypatch.setattr(flow, "STEPS", 20)
     model = write_text_model(tmp_path / "model")
     module = make(text_encoder=model, prior="flow")
     assert module.networks.prior.model.text_dim == 12

@@ -1,8 +1,6 @@
 """Stage 3 on a tiny data module: what moves, when, and what it says."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from lightning import Callback, Trainer
+from processes import on_ranks
 from torch.utils.data import DataLoader
 
 from cxr_lightning.data.augment import PRESETS, Augmentation
@@ -536,7 +535,7 @@ def test_settings_out_of_range_are_refused_in_one_sentence(wrong: dict[str, Any]
 
 
 def fit_on_two_processes(folder: Path) -> None:
-    """What the test below runs; this file run as a script, once more by Lightning."""
+    """What each of the two processes below runs."""
     clustering = {"scheme": "kmeans", "clusters": 4}
     model = stage(group_size=2, positives="patient", clustering=clustering)
     run = trainer(folder, max_steps=6, devices=2, strategy="ddp", use_distributed_sampler=False)
@@ -548,8 +547,7 @@ def fit_on_two_processes(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_hold_the_same_queue_and_centroids(tmp_path: Path) -> None:
-    process = subprocess.run([sys.executable, __file__, str(tmp_path)], timeout=240, check=False)
-    assert process.returncode == 0
+    on_ranks(lambda: fit_on_two_processes(tmp_path))
     (first, metrics), (second, others) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     shared = [name for name in first if "running" not in name and "key_encoder" not in name]
     shared += [name for name in first if name.startswith("key_encoder.head")]
@@ -560,7 +558,3 @@ def test_two_processes_hold_the_same_queue_and_centroids(tmp_path: Path) -> None
     assert valid
     assert all(metrics[name] == others[name] for name in valid)
     assert first["queue.weights"].sum() == TRAIN // 4
-
-
-if __name__ == "__main__":
-    fit_on_two_processes(Path(sys.argv[1]))

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from command_line import validate
 from lightning import Callback
+from processes import validate
 
 from cxr_lightning.errors import UserError
 from cxr_lightning.losses.vae import structural_similarity, vae_loss
