@@ -22,6 +22,7 @@ from cxr_lightning.errors import UserError
 from cxr_lightning.files import atomic_folder, sha256_file
 from cxr_lightning.model_card import NAME as CARD
 from cxr_lightning.model_card import model_card
+from cxr_lightning.types import MODEL_RANGE
 
 FORMAT = 3
 GENERATOR_PARTS = ("autoencoder", "prior", "denoiser")
@@ -70,8 +71,8 @@ def check_product(folder: Path, kind: str | None, argument: str) -> dict[str, An
         argument: The argument that named the folder, for the message.
 
     Raises:
-        UserError: If the folder or files of it are missing, it is another kind of product or of
-            another format, or its bytes changed since it was made.
+        UserError: If the folder or files of it are missing, it is another kind of product, of
+            another format or of another value range, or its bytes changed since it was made.
     """
     made_by = MADE_BY.get(kind or "generator", MADE_BY["generator"])
     if not folder.is_dir():
@@ -161,7 +162,14 @@ def _count_parameters(networks: Mapping[str, nn.Module]) -> dict[str, int]:
 def _write_manifest(
     folder: Path, kind: str, sha256: str, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
-    manifest = {"format": FORMAT, "kind": kind, "version": __version__, "sha256": sha256, **facts}
+    manifest = {
+        "format": FORMAT,
+        "kind": kind,
+        "version": __version__,
+        "value_range": MODEL_RANGE,
+        "sha256": sha256,
+        **facts,
+    }
     text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
     (folder / "manifest.json").write_text(text)
     written: dict[str, Any] = json.loads(text)
@@ -187,6 +195,12 @@ def _read_manifest(folder: Path, argument: str, made_by: str) -> dict[str, Any]:
         raise UserError(
             f"{argument}: {folder} has product format {manifest['format']!r}, but this version "
             f"reads format {FORMAT}; make the product again with this version."
+        )
+    value_range = manifest.get("value_range", [*MODEL_RANGE])
+    if value_range != [*MODEL_RANGE]:
+        raise UserError(
+            f"{argument}: {folder} works on grey values {value_range}, but this version on "
+            f"{[*MODEL_RANGE]}; make the product again with this version."
         )
     return manifest
 

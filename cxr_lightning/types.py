@@ -29,6 +29,9 @@ OBSERVATIONS = (
 )
 """The 14 observations in CheXpert's column order (Irvin et al. 2019, arXiv 1901.07031)."""
 
+MODEL_RANGE = (-1.0, 1.0)
+"""Grey values that networks see; every product names it."""
+
 NOT_ANNOTATED = -2.0
 """Label of an observation that nobody looked for in an image: neither negative nor "not mentioned"
 (NaN). `n/a` in CSV files, so that common readers take it for a missing value."""

@@ -154,6 +154,18 @@ def test_a_folder_that_is_no_product(tmp_path):
         check_product(tmp_path, "encoder", "model.x")
 
 
+def test_another_value_range(copy):
+    folder = copy("encoder")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["value_range"] == [-1.0, 1.0]
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"value_range": [0.0, 1.0]}))
+    with pytest.raises(UserError, match=r"^model: .* works on grey values \[0.0, 1.0\], but"):
+        check_product(folder, "encoder", "model")
+    del manifest["value_range"]  # products of this format have no other
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    check_product(folder, "encoder", "model")
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "{}", '{"format": 1}', "\x00"])
 def test_a_manifest_that_is_none(copy, text):
     folder = copy("autoencoder")
