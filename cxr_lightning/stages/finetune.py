@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from cxr_lightning.artifacts import check_product, load_network
@@ -39,6 +40,9 @@ PROBE = 256
 """Validation images, at most, on which the diffusion loss is watched; each process sees all."""
 
 PROBE_BATCH = 32
+
+MOST_RATIO = 0.5
+"""Gradient ratio above which the representation loss steers as much as the diffusion loss."""
 
 
 @final
@@ -134,6 +138,8 @@ class Finetune(DenoisingStage):
         self.drop_field = drop_field
         self.drop_condition = drop_condition
         self.drop_text = drop_text
+        self.ratios: list[Tensor] = []
+        self.warned = False
         self.register_buffer("diffusion_at_start", torch.tensor(float("nan")))
         self.diffusion_at_start: Float[Tensor, ""]
 
@@ -168,6 +174,7 @@ class Finetune(DenoisingStage):
             scalars |= {"loss": diffusion + weighted, "representation": representation}
             if self._is_logged_step():
                 scalars["gradient_ratio"] = self._gradient_ratio(weighted, diffusion)
+                self.ratios += [scalars["gradient_ratio"]] if ramp == 1.0 else []
         self.log_scalars("train", scalars, len(batch.image))
         return scalars["loss"]
 
@@ -183,10 +190,14 @@ class Finetune(DenoisingStage):
         self.log_scalars(self.split, scalars, len(batch.image))
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the diffusion loss on the probe images over that before the first step."""
+        """Logs the diffusion loss on the probe images over that before the first step.
+
+        Warns, once, of a lambda that is too large.
+        """
         if not self.diffusion_at_start.isnan():  # as in `cxr validate` without a checkpoint
             ratio = self._probe_diffusion() / self.diffusion_at_start
             self.log_scalars(self.split, {"diffusion_ratio": ratio}, 1)
+        self._warn_of_weight()
 
     def _representation(
         self, image: Float[Tensor, "b 1 h w"], denoised: Denoised
@@ -203,6 +214,18 @@ class Finetune(DenoisingStage):
             noise = self.draw(lambda n: torch.randn(n, *shape, device=self.device), len(image))
             reconstruction = denoised.reverse_sample(noise)
         return representation_loss(encoder, image, reconstruction, denoised.a_t, self.snr_min)
+
+    def _warn_of_weight(self) -> None:
+        """Says which lambda would do, where the gradient ratio was too large; once."""
+        ratio = float(torch.stack(self.ratios).mean()) if self.ratios else 0.0
+        if ratio > MOST_RATIO and not self.warned:
+            self.warned = True
+            rank_zero_warn(
+                f"model.representation_weight: at {self.representation_weight:g} the gradient of "
+                f"the representation loss is {ratio:.2f} times that of the diffusion loss; lower "
+                f"it to about {self.representation_weight * 0.1 / ratio:.1g}, for a ratio of 0.1."
+            )
+        self.ratios = []
 
     def _is_logged_step(self) -> bool:
         """Whether Lightning logs at the end of this step."""

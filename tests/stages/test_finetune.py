@@ -280,6 +280,23 @@ def test_gradient_ratio_is_computed_at_logged_steps_alone(make, datamodule, quie
     assert steps == [1, 3]
 
 
+@pytest.mark.parametrize(("ratio", "warned"), [(0.4, False), (2.0, True)])
+def test_a_lambda_that_steers_too_much_is_warned_of_once(
+    make, datamodule, quiet_trainer, recwarn, ratio, warned
+):
+    module = make(representation_weight=0.1, representation_warmup_steps=2)
+    # while lambda rises the ratio says nothing of the full one
+    module._gradient_ratio = lambda *_: torch.tensor(1e6 if module.global_step < 2 else ratio)
+    trainer = quiet_trainer(max_steps=6, log_every_n_steps=1, val_check_interval=1)
+    trainer.fit(module, datamodule=datamodule)
+    found = [str(w.message) for w in recwarn if "representation_weight" in str(w.message)]
+    assert len(found) == warned
+    if warned:
+        assert "at 0.1 the gradient" in found[0]
+        assert "is 2.00 times" in found[0]
+        assert "lower it to about 0.005" in found[0]
+
+
 def test_gradient_checkpointing_changes_neither_loss_nor_gradients(make, datamodule, monkeypatch):
     batch = datamodule.batch_of(datamodule.rows["train"][:4])
     found = []
