@@ -23,8 +23,6 @@ FRACTIONS = (0.001, 0.01, 0.1, 1.0)
 DRAWS = 5
 BOOTSTRAP = 400
 MACRO = "macro"
-BASELINE = "random"
-"""Name of the encoder that the others are compared with."""
 
 
 class Images(NamedTuple):
@@ -41,6 +39,18 @@ class Images(NamedTuple):
     patients: Shaped[np.ndarray, " n"]
 
 
+class Gain(NamedTuple):
+    """AUROC of an encoder less that of another.
+
+    Attributes:
+        value: Mean over the draws.
+        interval: 95 % interval, on the same draws and patients; None where there are too few.
+    """
+
+    value: float
+    interval: tuple[float, float] | None
+
+
 class LinearRecord(NamedTuple):
     """One number of a linear evaluation.
 
@@ -50,8 +60,7 @@ class LinearRecord(NamedTuple):
         label: An observation, or `macro`: the mean of those that every draw could judge.
         auroc: Mean over the draws.
         interval: 95 % interval over draws and patients; None where there are too few.
-        gain: `auroc` less that of the random encoder; None without one.
-        gain_interval: 95 % interval of the gain, on the same draws and patients.
+        gains: Gain over each of the encoders before it, by name.
         draws: Draws in which the training images both show and do not show it.
         patients: Training patients of a draw.
     """
@@ -61,8 +70,7 @@ class LinearRecord(NamedTuple):
     label: str
     auroc: float
     interval: tuple[float, float] | None
-    gain: float | None
-    gain_interval: tuple[float, float] | None
+    gains: Mapping[str, Gain]
     draws: int
     patients: int
 
@@ -85,7 +93,7 @@ def linear_evaluation(train: Images, test: Images) -> tuple[list[LinearRecord], 
     """AUROC of linear classifiers on frozen features, for each encoder, share and observation.
 
     Intervals are from a bootstrap that draws test patients and training draws anew at once; it is
-    the same for all encoders, so that the gain over the random encoder is a paired comparison.
+    the same for all encoders, so that the gain of one over another is a paired comparison.
 
     Args:
         train: The images that classifiers are fitted on; no patient of `test` is among them.
@@ -186,8 +194,9 @@ def _records(
         for name, values in replicates.items():
             columns = whole if label == MACRO else [OBSERVATIONS.index(label)]
             curves[name] = over_draws(label_mean(values[able][:, columns]), picks)
-        for name, curve in curves.items():
-            gain = curve - curves[BASELINE] if BASELINE in curves and name != BASELINE else None
+        names = list(curves)
+        for place, (name, curve) in enumerate(curves.items()):
+            less = {other: curve - curves[other] for other in names[:place]}
             records.append(
                 LinearRecord(
                     encoder=name,
@@ -195,8 +204,7 @@ def _records(
                     label=label,
                     auroc=float(curve[0]),
                     interval=draws_interval(curve),
-                    gain=None if gain is None else float(gain[0]),
-                    gain_interval=None if gain is None else draws_interval(gain),
+                    gains={k: Gain(float(v[0]), draws_interval(v)) for k, v in less.items()},
                     draws=count,
                     patients=patients,
                 )

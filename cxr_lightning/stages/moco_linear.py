@@ -11,16 +11,13 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from cxr_lightning.artifacts import check_product, load_network, read_config
-from cxr_lightning.evaluation.linear import (
-    BASELINE,
-    MACRO,
-    Images,
-    LinearRecord,
-    linear_evaluation,
-)
+from cxr_lightning.evaluation.linear import MACRO, Images, LinearRecord, linear_evaluation
 from cxr_lightning.files import write_whole
 from cxr_lightning.networks.encoder import Encoder
 from cxr_lightning.networks.imagenet import load_imagenet
+
+BASELINE = "random"
+"""Name of the encoder with random weights."""
 
 PRINTED = (MACRO, "Pleural Effusion", "Pneumonia")
 """Labels that the printed table shows; the file holds all."""
@@ -103,12 +100,13 @@ def evaluate_encoders(
         content = {
             **facts,
             "encoders": {one.name: {"sha256": one.sha256, **one.architecture} for one in encoders},
-            "records": [record._asdict() for record in records],
+            "records": [_as_json(record) for record in records],
             "skipped": [entry._asdict() for entry in skipped],
         }
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, (json.dumps(content, indent=1) + "\n").encode(), file.parent)
-        print(summary(records))
+        named = [one.name for one in encoders]
+        print(summary(records, named[: named.index(judged[0].name) + 1]))
         print(f"{len(skipped)} of the shares and observations could not be judged; all in {file}")
     return {
         f"linear_auroc_{record.encoder}_{record.fraction:g}": record.auroc
@@ -124,17 +122,24 @@ def random_encoder(architecture: Mapping[str, Any]) -> Encoder:
         return Encoder(**architecture)
 
 
-def summary(records: Sequence[LinearRecord]) -> str:
-    """A table: AUROC of each encoder and share of the patients, its gain over random weights."""
+def summary(records: Sequence[LinearRecord], beside: Sequence[str]) -> str:
+    """A table: AUROC of each encoder and share of the patients, and its gain over some others."""
     lines = [f"{'label':<17} {'patients':>8}  {'encoder':<24} AUROC"]
     for record in records:
         if record.label in PRINTED:
             line = f"{record.label:<17} {record.fraction:>8.1%}  {record.encoder:<24} "
             line += f"{record.auroc:.3f}{_span(record.interval)}"
-            if record.gain is not None:
-                line += f", {record.gain:+.3f}{_span(record.gain_interval)} over random"
+            for other in beside:
+                if other in record.gains:
+                    gain = record.gains[other]
+                    line += f", {gain.value:+.3f}{_span(gain.interval)} over {other}"
             lines.append(line)
     return "\n".join(lines)
+
+
+def _as_json(record: LinearRecord) -> dict[str, Any]:
+    gains = {other: gain._asdict() for other, gain in record.gains.items()}
+    return {**record._asdict(), "gains": gains}
 
 
 def _span(interval: tuple[float, float] | None) -> str:

@@ -494,7 +494,13 @@ def test_test_judges_the_trained_encoder_and_products_side_by_side(
     found = logged["moco/test/linear_auroc_this_1"]
     assert found == pytest.approx(records["this", 1.0, "macro"]["auroc"])
     assert {entry["label"] for entry in content["skipped"]} >= {"Pneumonia"}
-    assert "over random" in capsys.readouterr().out
+    gains = records["encoder", 1.0, "macro"]["gains"]
+    assert list(gains) == ["random", "this"]
+    less = records["encoder", 1.0, "macro"]["auroc"] - found
+    assert gains["this"]["value"] == pytest.approx(less)
+    said = capsys.readouterr().out
+    assert "over random" in said
+    assert "over this" in said
 
 
 def test_test_without_a_training_looks_for_the_product_of_the_run(tmp_path: Path) -> None:
