@@ -216,8 +216,12 @@ class Finetune(DenoisingStage):
         return representation_loss(encoder, image, reconstruction, denoised.a_t, self.snr_min)
 
     def _warn_of_weight(self) -> None:
-        """Says which lambda would do, where the gradient ratio was too large; once."""
-        ratio = float(torch.stack(self.ratios).mean()) if self.ratios else 0.0
+        """Says which lambda would do, where the gradient ratio was too large; once.
+
+        Not for the mode `hidden`: where that acts, the diffusion loss hardly does.
+        """
+        known = self.ratios and self.mode != "hidden"
+        ratio = float(torch.stack(self.ratios).mean()) if known else 0.0
         if ratio > MOST_RATIO and not self.warned:
             self.warned = True
             rank_zero_warn(
@@ -241,7 +245,8 @@ class Finetune(DenoisingStage):
 
         On the weights of the last layer, or of the last convolution in the middle for the mode
         `hidden`, which reaches no later one. Of this process's images: gradients are not averaged
-        over processes. Aim at 0.05 to 0.2.
+        over processes. Aim at 0.05 to 0.2, but for `hidden`: the diffusion loss has next to no
+        gradient in the middle.
         """
         denoiser = self.networks.denoiser
         last = denoiser.head if self.projector is None else denoiser.last_middle_conv

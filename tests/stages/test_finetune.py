@@ -280,11 +280,13 @@ def test_gradient_ratio_is_computed_at_logged_steps_alone(make, datamodule, quie
     assert steps == [1, 3]
 
 
-@pytest.mark.parametrize(("ratio", "warned"), [(0.4, False), (2.0, True)])
+@pytest.mark.parametrize(
+    ("mode", "ratio", "warned"), [("x0", 0.4, False), ("x0", 2.0, True), ("hidden", 2.0, False)]
+)
 def test_a_lambda_that_steers_too_much_is_warned_of_once(
-    make, datamodule, quiet_trainer, recwarn, ratio, warned
+    make, datamodule, quiet_trainer, recwarn, mode, ratio, warned
 ):
-    module = make(representation_weight=0.1, representation_warmup_steps=2)
+    module = make(mode=mode, representation_weight=0.1, representation_warmup_steps=2)
     # while lambda rises the ratio says nothing of the full one
     module._gradient_ratio = lambda *_: torch.tensor(1e6 if module.global_step < 2 else ratio)
     trainer = quiet_trainer(max_steps=6, log_every_n_steps=1, val_check_interval=1)
