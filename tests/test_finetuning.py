@@ -59,10 +59,11 @@ def logged(run: Path) -> dict[str, list[float]]:
     [
         ["--model.init_args.mode=x0", "--model.init_args.gradient_checkpointing=true"],
         ["--model.init_args.mode=hidden", "--model.init_args.representation_weight=0.5"],
+        ["--model.init_args.mode=reverse", "--model.init_args.reverse_steps=2"],
         ["--model.init_args.mode=posterior", "--generation.extractor=null"],
         ["--model.init_args.representation_weight=0"],
     ],
-    ids=["x0", "hidden", "posterior", "control"],
+    ids=["x0", "hidden", "reverse", "posterior", "control"],
 )
 def test_every_mode_and_the_control_run_by_flags_alone(
     prepared: Path, products: Path, held_out: Path, tmp_path: Path, flags: list[str]

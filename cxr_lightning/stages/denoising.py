@@ -14,7 +14,13 @@ from cxr_lightning.data.text_encoder import check_text_encoder
 from cxr_lightning.data.transforms import to_image
 from cxr_lightning.diffusion.generator import Generator
 from cxr_lightning.diffusion.priors import LatentPrior
-from cxr_lightning.diffusion.process import add_noise, ddpm_step, velocity, x0_from_output
+from cxr_lightning.diffusion.process import (
+    add_noise,
+    ddpm_step,
+    epsilon_from_x0,
+    velocity,
+    x0_from_output,
+)
 from cxr_lightning.diffusion.random import ImageNoise
 from cxr_lightning.diffusion.samplers import Sampling
 from cxr_lightning.diffusion.schedule import alpha_bar
@@ -57,6 +63,8 @@ class Denoised:
         y: The noised images y_t.
         middle: The denoiser's feature map in the middle.
         prediction: What was predicted.
+        x_hat: The VAE's images, where there are any.
+        z: The latent codes that they are decoded from.
     """
 
     error: Float[Tensor, " b"]
@@ -66,6 +74,8 @@ class Denoised:
     y: Float[Tensor, "b 1 h w"]
     middle: Float[Tensor, "b m h2 w2"]
     prediction: Prediction
+    x_hat: Float[Tensor, "b 1 h w"] | None
+    z: Float[Tensor, "b d"] | None
 
     def reverse_sample(self, noise: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
         """One reverse step of the chain from t to t - 1: Ho et al. 2020, equations 6 and 7.
@@ -168,7 +178,41 @@ class GeneratorInTraining(nn.Module):
         target = draws.noise if is_noise else velocity(image, draws.noise, a_t)
         error = (predicted - target).square().flatten(1).mean(1)
         a_prev = self.alpha_bar[draws.t - 1]
-        return Denoised(error, x0, a_t, a_prev, y, middle, denoiser.prediction)
+        return Denoised(error, x0, a_t, a_prev, y, middle, denoiser.prediction, x_hat, z)
+
+    def reverse(
+        self, denoised: Denoised, condition: Condition, draws: Draws, steps: int
+    ) -> tuple[Float[Tensor, "b 1 h w"], Float[Tensor, " b"]]:
+        """The reverse process from the noised images to its end, by DDIM in evenly spaced steps.
+
+        Each image has times of its own, t, t - t / steps and so on; estimates are clamped as in
+        `diffusion.samplers.sample`. The last step alone has a gradient.
+
+        Args:
+            denoised: The batch after its first evaluation, which is the first step.
+            condition: What the denoiser is told.
+            draws: The random numbers that it was noised with.
+            steps: Number of evaluations, 2 or more.
+
+        Returns:
+            The images at the end, model range, not clamped; and alpha_bar at the last step.
+        """
+        times = [(draws.t * k / steps).ceil().long() for k in range(steps, 0, -1)]
+        y, x0, a_t = denoised.y, denoised.x0.detach(), denoised.a_t
+
+        def estimate(t: Int[Tensor, " b"]) -> Float[Tensor, "b 1 h w"]:
+            known = draws.x_hat_known
+            output = self.denoiser(y, t, condition, denoised.x_hat, known, denoised.z)
+            return x0_from_output(self.denoiser.prediction, y, output, self.alpha_bar[t])
+
+        for t in times[1:]:
+            x0 = x0.clamp(-1.0, 1.0)
+            noise = epsilon_from_x0(y, x0, a_t)
+            a_t = self.alpha_bar[t]
+            y = add_noise(x0, noise, a_t)
+            with torch.set_grad_enabled(t is times[-1] and torch.is_grad_enabled()):
+                x0 = estimate(t)
+        return x0, a_t
 
     def estimates(
         self,

@@ -24,6 +24,7 @@ from cxr_lightning.stages.base import Decay, default_optimizer
 from cxr_lightning.stages.denoising import (
     Denoised,
     DenoisingStage,
+    Draws,
     GeneratorInTraining,
     check_gamma,
     fixed_draws,
@@ -32,9 +33,9 @@ from cxr_lightning.stages.denoising import (
     random_drop,
     text_parent,
 )
-from cxr_lightning.types import Batch
+from cxr_lightning.types import Batch, Condition
 
-Mode = Literal["x0", "hidden", "posterior"]
+Mode = Literal["x0", "reverse", "hidden", "posterior"]
 
 PROBE = 256
 """Validation images, at most, on which the diffusion loss is watched; each process sees all."""
@@ -53,7 +54,11 @@ class Finetune(DenoisingStage):
 
     - `x0`: the embedding of the clean image as estimated in one step, gradient through the encoder,
       weighted by alpha_bar and cut at a low signal-to-noise ratio (`representation_loss`).
-    - `posterior`: the same with a sample of the reverse step, x_{t-1}, in the place of the
+    - `reverse`: the embedding of the image at the end of the reverse process, `reverse_steps` steps
+      of DDIM from the noised original, as in sampling. The gradient passes the encoder and the last
+      step (as in ReFL, Xu et al. 2023, arXiv 2304.05977, and DRaFT-1, Clark et al. 2023, arXiv
+      2309.17400), weighted and cut by that step's alpha_bar.
+    - `posterior`: the same as `x0` with a sample of the reverse step, x_{t-1}, in the place of the
       estimate: the literal reading of "reconstructed by the reverse step". Noisy images are
       foreign to the encoder, so it is there to be compared with.
     - `hidden`: the pooled feature map in the U-Net's middle, by a small network that is no part of
@@ -70,9 +75,11 @@ class Finetune(DenoisingStage):
         generator: Product of stage 2.
         encoder: Product of stage 3, frozen here.
         image_size: Height and width in pixels (from `data.image_size`).
-        mode: `x0`, `hidden` or `posterior`.
+        mode: `x0`, `reverse`, `hidden` or `posterior`.
         representation_weight: lambda; 0 for continued training without the loss.
         representation_warmup_steps: Steps over which lambda rises linearly from 0.
+        reverse_steps: Steps of the mode `reverse`, 2 or more; a training step takes that many
+            evaluations of the denoiser, two of them with a gradient.
         min_snr_gamma: Cut of the Min-SNR weights of the training loss (Hang et al. 2023); null for
             the plain loss.
         text_encoder: Folder of the text encoder (from `data.text_encoder`); the generator's.
@@ -101,6 +108,7 @@ class Finetune(DenoisingStage):
         mode: Mode = "x0",
         representation_weight: float = 0.1,
         representation_warmup_steps: int = 0,
+        reverse_steps: int = 5,
         min_snr_gamma: float | None = None,
         text_encoder: Path | None = None,
         snr_min: float = 0.25,
@@ -114,7 +122,7 @@ class Finetune(DenoisingStage):
         decay: Decay = "constant",
     ) -> None:
         super().__init__(optimizer, warmup_steps, decay)
-        _check_settings(representation_weight, representation_warmup_steps, snr_min)
+        _check_settings(representation_weight, representation_warmup_steps, reverse_steps, snr_min)
         start = load_generator(generator, image_size)
         self.parents = {
             "generator": start.manifest["sha256"],
@@ -133,6 +141,7 @@ class Finetune(DenoisingStage):
             self.projector = projector(denoiser.middle_channels, self.encoder.network.dim)
         self.representation_weight = representation_weight
         self.representation_warmup_steps = representation_warmup_steps
+        self.reverse_steps = reverse_steps
         self.min_snr_gamma = check_gamma(min_snr_gamma, denoiser.schedule)
         self.snr_min = snr_min
         self.drop_field = drop_field
@@ -169,7 +178,7 @@ class Finetune(DenoisingStage):
         scalars = {"loss": diffusion, "diffusion": diffusion}
         if self.representation_weight > 0.0:
             ramp = min((self.global_step + 1) / (self.representation_warmup_steps + 1), 1.0)
-            representation = self._representation(batch.image, denoised)
+            representation = self._representation(batch.image, condition, draws, denoised)
             weighted = self.representation_weight * ramp * representation
             scalars |= {"loss": diffusion + weighted, "representation": representation}
             if self._is_logged_step():
@@ -200,7 +209,11 @@ class Finetune(DenoisingStage):
         self._warn_of_weight()
 
     def _representation(
-        self, image: Float[Tensor, "b 1 h w"], denoised: Denoised
+        self,
+        image: Float[Tensor, "b 1 h w"],
+        condition: Condition,
+        draws: Draws,
+        denoised: Denoised,
     ) -> Float[Tensor, ""]:
         """The representation loss of a training batch in the chosen mode."""
         encoder: Embed = self.encoder.network
@@ -208,12 +221,16 @@ class Finetune(DenoisingStage):
             return alignment_loss(encoder, image, self.projector(denoised.middle))
         if self.gradient_checkpointing:
             encoder = recomputing(encoder)
-        reconstruction = denoised.x0
-        if self.mode == "posterior":
+        reconstruction, a_t = denoised.x0, denoised.a_t
+        if self.mode == "reverse":
+            reconstruction, a_t = self.networks.reverse(
+                denoised, condition, draws, self.reverse_steps
+            )
+        elif self.mode == "posterior":
             shape = image.shape[1:]
             noise = self.draw(lambda n: torch.randn(n, *shape, device=self.device), len(image))
             reconstruction = denoised.reverse_sample(noise)
-        return representation_loss(encoder, image, reconstruction, denoised.a_t, self.snr_min)
+        return representation_loss(encoder, image, reconstruction, a_t, self.snr_min)
 
     def _warn_of_weight(self) -> None:
         """Says which lambda would do, where the gradient ratio was too large; once.
@@ -304,7 +321,7 @@ def _load_encoder(folder: Path, image_size: int) -> Encoder:
     return encoder
 
 
-def _check_settings(weight: float, warmup_steps: int, snr_min: float) -> None:
+def _check_settings(weight: float, warmup_steps: int, reverse_steps: int, snr_min: float) -> None:
     if not 0.0 <= weight < float("inf"):
         raise UserError(
             f"model.representation_weight: {weight} is not possible; use 0 (no representation "
@@ -313,6 +330,10 @@ def _check_settings(weight: float, warmup_steps: int, snr_min: float) -> None:
     if warmup_steps < 0:
         raise UserError(
             f"model.representation_warmup_steps: {warmup_steps} is negative; use 0 or more."
+        )
+    if reverse_steps < 2:
+        raise UserError(
+            f"model.reverse_steps: {reverse_steps} is too few; use 2 or more, or mode x0 for one."
         )
     if not 0.0 <= snr_min < float("inf"):
         raise UserError(

@@ -1,13 +1,15 @@
 """What stages 2 and 4 share: one noised batch, its random numbers, the latent prior."""
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from cxr_lightning.diffusion.generator import predict_x0
 from cxr_lightning.diffusion.priors import LatentPrior, PriorKind
-from cxr_lightning.diffusion.process import add_noise
+from cxr_lightning.diffusion.process import add_noise, ddim_step, epsilon_from_x0
 from cxr_lightning.diffusion.schedule import alpha_bar
 from cxr_lightning.errors import UserError
 from cxr_lightning.networks.autoencoder import sample_latent
@@ -109,6 +111,37 @@ def test_a_perfect_denoiser_has_no_loss_and_the_image_as_estimate(build, monkeyp
     denoised = networks.denoise(image, full(3), d)
     assert float(denoised.loss()) == 0.0
     torch.testing.assert_close(denoised.x0, image, rtol=0, atol=1e-4)  # 1 / sqrt(A_t) roundings
+
+
+@pytest.mark.parametrize("form", ["form1", "form2", "uncond"])
+def test_reverse_is_ddim_image_by_image_with_a_gradient_in_the_last_step(build, form):
+    networks = build(form=form)
+    image, condition = torch.rand(3, 1, 32, 32) * 2 - 1, full(3)
+    d = replace(draws(networks), t=torch.tensor([50, 23, 1]))
+    denoised = networks.denoise(image, condition, d)
+    found, a_last = networks.reverse(denoised, condition, d, 5)
+    a, denoiser = networks.alpha_bar, networks.denoiser
+    ends = []
+    for i, times in enumerate([[50, 40, 30, 20, 10], [23, 19, 14, 10, 5], [1, 1, 1, 1, 1]]):
+        one = torch.tensor([i])
+        x_hat, z = (None if v is None else v[one] for v in (denoised.x_hat, denoised.z))
+        y = denoised.y[one]
+        for k, t in enumerate(times):
+            y = y.detach()
+            x0 = predict_x0(denoiser, y, t, condition.rows(one), x_hat, z, float(a[t]))
+            if k < 4:
+                noise = epsilon_from_x0(y, x0.clamp(-1, 1), a[t][None])
+                y = ddim_step(x0.clamp(-1, 1), noise, y, float(a[t]), float(a[times[k + 1]]))
+        assert float(a_last[i]) == float(a[times[-1]])
+        ends.append(x0)
+    # at the last of 50 times of the linear schedule the noise is divided by its small scale
+    torch.testing.assert_close(found, torch.cat(ends), rtol=1e-3, atol=1e-3)
+    grads = [
+        torch.autograd.grad(end.square().sum(), denoiser.head.weight)[0]
+        for end in (found, torch.cat(ends))
+    ]
+    assert float(grads[1].norm()) > 0
+    torch.testing.assert_close(*grads, rtol=1e-2, atol=1e-3 * float(grads[1].abs().max()))
 
 
 def test_averaged_weights_predict_when_asked(build):

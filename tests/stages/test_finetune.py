@@ -151,6 +151,7 @@ def test_another_image_size_is_refused(make):
         ({"representation_weight": -0.1}, r"^model\.representation_weight: -0\.1 .* use 0"),
         ({"representation_weight": float("nan")}, r"^model\.representation_weight: nan"),
         ({"representation_warmup_steps": -1}, r"^model\.representation_warmup_steps: -1"),
+        ({"mode": "reverse", "reverse_steps": 1}, r"^model\.reverse_steps: 1 is too few; use 2"),
         ({"snr_min": -0.25}, r"^model\.snr_min: -0\.25 .* use 0"),
     ],
 )
@@ -221,6 +222,23 @@ def test_mode_posterior_embeds_a_sample_of_the_reverse_step(make, datamodule, mo
     expected = representation_loss(module.encoder.network, batch.image, previous, denoised.a_t, 0.0)
     # alpha_bar in float32 here and there
     torch.testing.assert_close(logged["representation"], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_mode_reverse_embeds_the_end_of_the_reverse_process(make, datamodule, monkeypatch):
+    module = make(mode="reverse", reverse_steps=3)
+    logged = collect(module, monkeypatch)
+    batch = datamodule.batch_of(datamodule.rows["train"][:4])
+    torch.manual_seed(3)
+    module.training_step(batch, 0).backward()
+    assert all(p.grad is None for p in module.encoder.parameters())
+    torch.manual_seed(3)
+    condition = random_drop(module, batch.condition, 0.1, 0.1, 0.2)
+    draws = random_draws(module, module.networks, 4)
+    denoised = module.networks.denoise(batch.image, condition, draws)
+    end, a_last = module.networks.reverse(denoised, condition, draws, 3)
+    assert (a_last >= denoised.a_t).all()
+    expected = representation_loss(module.encoder.network, batch.image, end, a_last, 0.25)
+    torch.testing.assert_close(logged["representation"], expected)
 
 
 def test_the_control_leaves_the_encoder_alone_in_training(make, datamodule, monkeypatch):
