@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from cxr_lightning.diffusion.schedule import snr
+from cxr_lightning.types import MODEL_RANGE
 
 Embed = Callable[[Float[Tensor, "b 1 h w"]], Float[Tensor, "b d"]]
 """A frozen encoder: model-range images to unit embeddings, fp32."""
@@ -41,13 +42,15 @@ def representation_loss(
     snr_min]: at lower SNR the estimate is a blurred posterior mean, and a feature loss on it costs
     diversity. (One step as in ControlNet++, arXiv 2404.07987; the whitepaper gives no formula.)
 
-    Only images inside the cut pass the encoder. The estimate is not clamped: the background is
-    exactly -1, and a clamp would stop the gradient there.
+    Only images inside the cut pass the encoder. It sees the estimate clamped to the model range, as
+    samplers and the score do, lest the loss be lowered by values that no image has. The gradient is
+    that without the clamp (straight-through, Bengio et al. 2013, arXiv 1308.3432), which would stop
+    it in the background, exactly -1.
 
     Args:
         encoder: Frozen encoder; gradients pass through it to the estimate.
         x0: Originals, model range.
-        x0_estimate: Clean-image estimates from the predicted noise.
+        x0_estimate: Clean-image estimates from the predicted noise, not clamped.
         a_t: alpha_bar at each image's step.
         snr_min: Smallest signal-to-noise ratio that counts.
 
@@ -59,7 +62,9 @@ def representation_loss(
         return 0.0 * x0_estimate.sum()
     with torch.no_grad():
         target = encoder(x0[inside])
-    distance = 0.5 * (encoder(x0_estimate[inside]) - target).square().sum(1)  # = 1 - cos
+    estimate = x0_estimate[inside]
+    estimate = estimate + (estimate.clamp(*MODEL_RANGE) - estimate).detach()
+    distance = 0.5 * (encoder(estimate) - target).square().sum(1)  # = 1 - cos
     weight = a_t[inside]
     return (weight * distance).sum() / weight.sum()
 

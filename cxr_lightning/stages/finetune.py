@@ -106,7 +106,7 @@ class Finetune(DenoisingStage):
         encoder: Path,
         image_size: int = 64,
         mode: Mode = "x0",
-        representation_weight: float = 0.1,
+        representation_weight: float = 0.01,
         representation_warmup_steps: int = 0,
         reverse_steps: int = 5,
         min_snr_gamma: float | None = None,
@@ -325,7 +325,7 @@ def _check_settings(weight: float, warmup_steps: int, reverse_steps: int, snr_mi
     if not 0.0 <= weight < float("inf"):
         raise UserError(
             f"model.representation_weight: {weight} is not possible; use 0 (no representation "
-            "loss) or more, such as 0.1."
+            "loss) or more, such as 0.01."
         )
     if warmup_steps < 0:
         raise UserError(

@@ -87,6 +87,14 @@ def test_a_batch_beyond_the_cut_is_an_exact_zero_that_is_connected_to_the_graph(
     assert not estimate.grad.any()
 
 
+def test_values_that_no_image_has_do_not_change_the_loss():
+    x0, estimate = pairs(4)
+    a_t = torch.full((4,), 0.9)
+    beyond = torch.where(estimate.abs() > 0.5, 3.0 * estimate, estimate)
+    losses = [representation_loss(Stub(), x0, e, a_t) for e in (beyond, beyond.clamp(-1, 1))]
+    assert float(losses[0]) == float(losses[1]) > 0
+
+
 def test_gradient_passes_where_the_estimate_is_beyond_the_image_range():
     x0, _ = pairs(2)
     estimate = torch.full_like(x0, -1.2).requires_grad_()
