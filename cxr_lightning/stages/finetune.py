@@ -59,8 +59,9 @@ class Finetune(DenoisingStage):
       step (as in ReFL, Xu et al. 2023, arXiv 2304.05977, and DRaFT-1, Clark et al. 2023, arXiv
       2309.17400), weighted and cut by that step's alpha_bar.
     - `posterior`: the same as `x0` with a sample of the reverse step, x_{t-1}, in the place of the
-      estimate: the literal reading of "reconstructed by the reverse step". Noisy images are
-      foreign to the encoder, so it is there to be compared with.
+      estimate: the literal reading of "reconstructed by the reverse step". The estimate's share of
+      x_{t-1} falls quickly with t, so this acts on the last steps, and against what is left of the
+      noise there. The default, since it alone was better than the control (README).
     - `hidden`: the pooled feature map in the U-Net's middle, by a small network that is no part of
       the product (`alignment_loss`). No gradient passes the encoder, and all steps count. In pixel
       space such alignment was reported to cost diversity in groups that the encoder draws close
@@ -105,8 +106,8 @@ class Finetune(DenoisingStage):
         generator: Path,
         encoder: Path,
         image_size: int = 64,
-        mode: Mode = "x0",
-        representation_weight: float = 0.01,
+        mode: Mode = "posterior",
+        representation_weight: float = 0.3,
         representation_warmup_steps: int = 0,
         reverse_steps: int = 5,
         min_snr_gamma: float | None = None,
@@ -183,7 +184,8 @@ class Finetune(DenoisingStage):
             scalars |= {"loss": diffusion + weighted, "representation": representation}
             if self._is_logged_step():
                 scalars["gradient_ratio"] = self._gradient_ratio(weighted, diffusion)
-                self.ratios += [scalars["gradient_ratio"]] if ramp == 1.0 else []
+                if ramp == 1.0:
+                    self.ratios.append(scalars["gradient_ratio"])
         self.log_scalars("train", scalars, len(batch.image))
         return scalars["loss"]
 
@@ -325,7 +327,7 @@ def _check_settings(weight: float, warmup_steps: int, reverse_steps: int, snr_mi
     if not 0.0 <= weight < float("inf"):
         raise UserError(
             f"model.representation_weight: {weight} is not possible; use 0 (no representation "
-            "loss) or more, such as 0.01."
+            "loss) or more, such as 0.3."
         )
     if warmup_steps < 0:
         raise UserError(
