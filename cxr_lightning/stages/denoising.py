@@ -186,7 +186,8 @@ class GeneratorInTraining(nn.Module):
         """The reverse process from the noised images to its end, by DDIM in evenly spaced steps.
 
         Song et al. 2020 (arXiv 2010.02502), equation 12 with eta = 0. Each image has times of its
-        own, t, t - t / steps and so on; estimates are clamped as in `diffusion.samplers.sample`. The last step alone has a gradient.
+        own, t, t - t / steps and so on; estimates are clamped as in `diffusion.samplers.sample`.
+        The last step alone has a gradient.
 
         Args:
             denoised: The batch after its first evaluation, which is the first step.
