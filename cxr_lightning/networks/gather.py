@@ -1,8 +1,11 @@
 """Rows of all processes of a distributed run."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 
 def is_distributed() -> bool:
@@ -21,3 +24,24 @@ def all_ranks(rows: Shaped[Tensor, "b ..."]) -> Shaped[Tensor, "g ..."]:
     parts = [torch.empty_like(rows) for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather(parts, rows.contiguous())
     return torch.cat(parts)
+
+
+def all_rows(parts: Sequence[Shaped[Tensor, "_ ..."]]) -> Shaped[Tensor, "g ..."]:
+    """The rows of all parts and ranks, in rank order.
+
+    Args:
+        parts: At least one on every rank; any numbers of rows.
+    """
+    rows = torch.cat(list(parts))
+    return torch.cat(gather_all_tensors(rows)) if is_distributed() else rows
+
+
+def first_rank(value: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+    """The first rank's value on every rank, in place.
+
+    Args:
+        value: Of one shape on all ranks.
+    """
+    if is_distributed():
+        torch.distributed.broadcast(value, 0)
+    return value

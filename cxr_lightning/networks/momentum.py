@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cxr_lightning.networks.gather import all_ranks, is_distributed
+from cxr_lightning.networks.gather import all_ranks, first_rank, is_distributed
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Pairs = Sequence[tuple[nn.Module, nn.Module]]
@@ -86,11 +86,8 @@ def grouped_forward(
         group_size: Least number of images in a group; a batch below twice that is one group.
     """
     everything = all_ranks(image)
-    order = torch.randperm(len(everything)).to(image.device)
-    rank = 0
-    if is_distributed():
-        torch.distributed.broadcast(order, 0)
-        rank = torch.distributed.get_rank()
+    order = first_rank(torch.randperm(len(everything)).to(image.device))
+    rank = torch.distributed.get_rank() if is_distributed() else 0
     here = slice(rank * len(image), (rank + 1) * len(image))
     groups = everything[order[here]].tensor_split(max(len(image) // group_size, 1))
     embedded = all_ranks(torch.cat([network(group) for group in groups]))

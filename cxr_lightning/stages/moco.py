@@ -10,7 +10,6 @@ from jaxtyping import Float, Float32, Int
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
-from torchmetrics.utilities.distributed import gather_all_tensors
 
 from cxr_lightning.data.augment import PRESETS, Augmentation, Preset, sample_draws, two_views
 from cxr_lightning.data.categories import CATEGORIES
@@ -32,10 +31,10 @@ from cxr_lightning.losses.contrastive import (
     info_nce_logits,
     instance_accuracy,
 )
-from cxr_lightning.metrics.collapse import describe_collapse, spread
+from cxr_lightning.metrics.collapse import spread
 from cxr_lightning.metrics.probe import label_scores, probe_labels
 from cxr_lightning.networks.encoder import Backbone, Encoder
-from cxr_lightning.networks.gather import all_ranks, is_distributed
+from cxr_lightning.networks.gather import all_ranks, all_rows, first_rank
 from cxr_lightning.networks.imagenet import load_imagenet
 from cxr_lightning.networks.momentum import (
     grouped_forward,
@@ -53,11 +52,8 @@ from cxr_lightning.stages.moco_clustering import (
     share,
 )
 from cxr_lightning.stages.moco_linear import Judged, evaluate_encoders, open_encoders
+from cxr_lightning.stages.moco_monitors import MONITORED, Monitors, Seen
 from cxr_lightning.types import Batch
-
-MONITORED = 4096
-"""Validation images, over all ranks, that the monitors look at, and training images that the probe
-is fitted on."""
 
 BLOCK = 256
 """Images that are embedded at once outside of training steps."""
@@ -168,8 +164,7 @@ class MoCo(Stage):
         self.tables: dict[str, Tensor] = {}
         self.partners: Partners | None = None
         self.clustered_epoch = -1
-        self.validated: list[tuple[Tensor, ...]] = []
-        self.collapsed = False
+        self.monitors = Monitors()
 
     @property
     def name(self) -> str:
@@ -300,7 +295,7 @@ class MoCo(Stage):
 
     def on_validation_epoch_start(self) -> None:
         """Forgets the images validated before."""
-        self.validated = []
+        self.monitors.clear()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Embeds two views of each image, the same ones every time, and the image itself."""
@@ -310,35 +305,31 @@ class MoCo(Stage):
         first, second = two_views(batch.image, draws, self.augmentation)
         embedded = self.encoder(first), self.encoder(second), self.key_encoder(second)
         features = self.encoder.features(batch.image).float()
-        self.validated.append((*embedded, features, batch.index))
+        self.monitors.add(Seen(*embedded, features, batch.index))
 
     def on_validation_epoch_end(self) -> None:
         """Logs loss and monitors over the images of all ranks; warns of a collapse."""
-        first, second, key, features, index = (
-            _all_rows(list(rows)) for rows in zip(*self.validated, strict=True)
-        )
-        if len(first) < 2:
+        seen = self.monitors.seen_by_all()
+        if len(seen.first) < 2:
             return
-        weights = self.look_up("shares", index)
-        contrast = in_batch_info_nce(first, key, self.temperature)
-        cluster = self._cluster(first, weights, None)
-        monitors = spread(first, second, weights)
+        weights = self.look_up("shares", seen.row)
+        contrast = in_batch_info_nce(seen.first, seen.key, self.temperature)
+        cluster = self._cluster(seen.first, weights, None)
+        spreads = spread(seen.first, seen.second, weights)
         scalars = {
             "loss": contrast + self.clustering.weight * cluster,
             "info_nce": contrast,
             "clustering": cluster,
-            **monitors,
-            **self._tell_labels(features, self._labels(index)),
+            **spreads,
+            **self._tell_labels(seen),
         }
         finite = {name: value for name, value in scalars.items() if not torch.isnan(value)}
-        self.log_scalars(self.split, finite, len(first))
+        self.log_scalars(self.split, finite, len(seen.first))
         if not self.trainer.sanity_checking and self.global_step >= self.clustering.warmup_steps:
-            images, dim = first.shape
             categories = len(self.categories)
             if self.clustering.scheme == "kmeans":  # may be more clusters than dimensions
-                categories = min(categories, dim // 8)
-            reason = describe_collapse(monitors, images, dim, categories)
-            self._warn_of_collapse(reason)
+                categories = min(categories, self.encoder.dim // 8)
+            self.monitors.warn_of_collapse(spreads, seen, categories, self.global_step)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Nothing: all is done at the end."""
@@ -397,22 +388,21 @@ class MoCo(Stage):
             for block in np.array_split(mine, -(-len(mine) // BLOCK)):
                 image = self.datamodule.batch_of(block, self.device).image
                 parts.append(embed(image).float())
-        return _all_rows(parts)
+        return all_rows(parts)
 
     def _labels(self, index: Int[Tensor, " b"]) -> Int[Tensor, "b 14"]:
         """Labels of the observations for probe and nearest neighbours."""
         return probe_labels(self.datamodule.condition.rows(index.cpu())).to(self.device)
 
-    def _tell_labels(
-        self, features: Float[Tensor, "n f"], labels: Int[Tensor, "n 14"]
-    ) -> dict[str, Tensor]:
+    def _tell_labels(self, seen: Seen) -> dict[str, Tensor]:
         """AUROC of linear probe and nearest neighbours: each observation's, and their mean."""
         train = self.datamodule.rows["train"]
         if len(train) < self.trainer.world_size:  # a set that is only for validation
             return {}
         rows = train[:: -(-len(train) // MONITORED)]
         bank = self.embed_rows(self.encoder.features, rows)
-        return label_scores(features, labels, bank, self._labels(torch.from_numpy(rows)))
+        bank_labels = self._labels(torch.from_numpy(rows))
+        return label_scores(seen.features, self._labels(seen.row), bank, bank_labels)
 
     def _draw_partners(self, batch: Batch) -> Batch:
         """The images that the keys are of."""
@@ -424,27 +414,17 @@ class MoCo(Stage):
 
     def _find_clusters(self) -> None:
         """K-means on the embeddings of the training images; all images join the nearest centre."""
-        rows = [self.datamodule.rows["train"], self.datamodule.rows["valid"]]
+        train, valid = (self.datamodule.rows[split] for split in ("train", "valid"))
+        rows = np.concatenate([train, valid])
         self.encoder.eval()
-        embedding = self.embed_rows(self.encoder, np.concatenate(rows))
+        embedding = self.embed_rows(self.encoder, rows)
         self.encoder.train()
-        clusters = self.clustering.clusters
-        centres = spherical_kmeans(embedding[: len(rows[0])], clusters, self.current_epoch)
-        if is_distributed():
-            torch.distributed.broadcast(centres, 0)
+        clusters, seed = self.clustering.clusters, self.current_epoch
+        centres = first_rank(spherical_kmeans(embedding[: len(train)], clusters, seed))
         self.centroids.restart(centres)
         shares = torch.zeros(len(self.tables["shares"]), len(centres), device=self.device)
-        shares[np.concatenate(rows)] = nearest_centre(embedding, centres)
+        shares[rows] = nearest_centre(embedding, centres)
         self.tables["shares"] = shares
-
-    def _warn_of_collapse(self, reason: str | None) -> None:
-        """Warns when embeddings have become collapsed, once until they recover."""
-        if reason is not None and not self.collapsed:
-            rank_zero_warn(
-                f"At step {self.global_step} {reason}: the encoder is collapsed or not trained "
-                "yet; if this stays, lower --model.clustering.weight or train longer."
-            )
-        self.collapsed = reason is not None
 
     def _cluster(
         self,
@@ -472,9 +452,3 @@ class MoCo(Stage):
         dim = self.encoder.dim
         self.queue = Queue(size, dim, categories).to(self.device)
         self.centroids = Centroids(categories, dim, self.clustering.momentum).to(self.device)
-
-
-def _all_rows(parts: list[Tensor]) -> Tensor:
-    """The rows of all batches and ranks."""
-    rows = torch.cat(parts)
-    return torch.cat(gather_all_tensors(rows)) if is_distributed() else rows

@@ -21,9 +21,10 @@ from cxr_lightning.data.transforms import to_image, to_model
 from cxr_lightning.errors import UserError
 from cxr_lightning.files import sha256_file
 from cxr_lightning.losses.contrastive import info_nce_logits
-from cxr_lightning.metrics.collapse import pair_distance, same_category
+from cxr_lightning.metrics.collapse import pair_distance, same_category, spread
 from cxr_lightning.networks.encoder import Encoder
 from cxr_lightning.stages.moco import Clustering, MoCo
+from cxr_lightning.stages.moco_monitors import Seen
 from cxr_lightning.types import Batch, Condition
 
 TRAIN, VALID, BATCH, SIZE = 32, 12, 8, 16
@@ -316,9 +317,11 @@ def test_warns_of_a_collapse_once(tmp_path: Path) -> None:
     run = trainer(tmp_path)
     with pytest.warns(UserWarning, match="effective rank.*clustering.weight"):
         run.validate(model, datamodule=TinyData(), verbose=False)
-    assert model.collapsed
-    model._warn_of_collapse(None)
-    assert not model.collapsed
+    assert model.monitors.collapsed
+    healthy = Seen(*(torch.nn.functional.normalize(torch.randn(64, 32), dim=1),) * 5)
+    spreads = spread(healthy.first, healthy.second, torch.zeros(64, 2))
+    model.monitors.warn_of_collapse(spreads, healthy, 2, step=5)
+    assert not model.monitors.collapsed
 
 
 def test_warns_when_the_clustering_loss_is_never_used(tmp_path: Path) -> None:
