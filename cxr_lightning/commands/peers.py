@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from cxr_lightning.errors import UserError
 from cxr_lightning.networks.unet import Denoiser
-from cxr_lightning.stages.denoising import Draws, GeneratorInTraining
+from cxr_lightning.stages.generator_in_training import Draws, GeneratorInTraining
 from cxr_lightning.types import Condition
 
 TIMESTEPS = 1000

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
-from torchmetrics.utilities.distributed import gather_all_tensors
 
 
 def is_distributed() -> bool:
@@ -33,7 +32,11 @@ def all_rows(parts: Sequence[Shaped[Tensor, "_ ..."]]) -> Shaped[Tensor, "g ..."
         parts: At least one on every rank; any numbers of rows.
     """
     rows = torch.cat(list(parts))
-    return torch.cat(gather_all_tensors(rows)) if is_distributed() else rows
+    if not is_distributed():
+        return rows
+    from torchmetrics.utilities.distributed import gather_all_tensors  # loads torchvision
+
+    return torch.cat(gather_all_tensors(rows))
 
 
 def first_rank(value: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:

@@ -14,15 +14,9 @@ from cxr_lightning.errors import UserError
 from cxr_lightning.networks.autoencoder import Autoencoder
 from cxr_lightning.networks.unet import Denoiser, Form, Prediction, Schedule
 from cxr_lightning.stages.base import Decay, default_optimizer
-from cxr_lightning.stages.denoising import (
-    DenoisingStage,
-    GeneratorInTraining,
-    check_gamma,
-    fit_prior,
-    fixed_draws,
-    random_draws,
-    random_drop,
-)
+from cxr_lightning.stages.denoising import DenoisingStage, check_gamma, fit_prior
+from cxr_lightning.stages.draws import fixed_draws, random_draws, random_drop
+from cxr_lightning.stages.generator_in_training import GeneratorInTraining
 from cxr_lightning.types import Batch
 
 

@@ -13,16 +13,9 @@ from cxr_lightning.diffusion.samplers import Sampling
 from cxr_lightning.errors import UserError
 from cxr_lightning.losses.consistency import consistency_loss
 from cxr_lightning.stages.base import Decay, default_optimizer
-from cxr_lightning.stages.denoising import (
-    DenoisingStage,
-    Draws,
-    GeneratorInTraining,
-    fixed_draws,
-    load_generator,
-    random_draws,
-    random_drop,
-    text_parent,
-)
+from cxr_lightning.stages.denoising import DenoisingStage, load_generator, text_parent
+from cxr_lightning.stages.draws import fixed_draws, random_draws, random_drop
+from cxr_lightning.stages.generator_in_training import Draws, GeneratorInTraining
 from cxr_lightning.types import Batch, Condition
 
 SAMPLING = Sampling("consistency", steps=2)

@@ -21,18 +21,9 @@ from cxr_lightning.losses.representation import (
 from cxr_lightning.networks.encoder import Encoder
 from cxr_lightning.networks.frozen import Frozen, eval_mode
 from cxr_lightning.stages.base import Decay, default_optimizer
-from cxr_lightning.stages.denoising import (
-    Denoised,
-    DenoisingStage,
-    Draws,
-    GeneratorInTraining,
-    check_gamma,
-    fixed_draws,
-    load_generator,
-    random_draws,
-    random_drop,
-    text_parent,
-)
+from cxr_lightning.stages.denoising import DenoisingStage, check_gamma, load_generator, text_parent
+from cxr_lightning.stages.draws import fixed_draws, random_draws, random_drop
+from cxr_lightning.stages.generator_in_training import Denoised, Draws, GeneratorInTraining
 from cxr_lightning.types import Batch, Condition
 
 Mode = Literal["x0", "reverse", "hidden", "posterior"]

@@ -13,15 +13,9 @@ from cxr_lightning.diffusion.process import add_noise, ddim_step, epsilon_from_x
 from cxr_lightning.diffusion.schedule import alpha_bar
 from cxr_lightning.errors import UserError
 from cxr_lightning.networks.autoencoder import sample_latent
-from cxr_lightning.stages.denoising import (
-    Draws,
-    GeneratorInTraining,
-    check_gamma,
-    fit_prior,
-    fixed_draws,
-    random_draws,
-    random_drop,
-)
+from cxr_lightning.stages.denoising import check_gamma, fit_prior
+from cxr_lightning.stages.draws import fixed_draws, random_draws, random_drop
+from cxr_lightning.stages.generator_in_training import Draws, GeneratorInTraining
 from cxr_lightning.stages.vae import VAE
 from cxr_lightning.types import FIELDS, Condition
 

@@ -17,8 +17,8 @@ from cxr_lightning.diffusion.priors import LatentPrior
 from cxr_lightning.diffusion.process import add_noise, x0_from_velocity
 from cxr_lightning.diffusion.samplers import Sampling
 from cxr_lightning.errors import UserError
-from cxr_lightning.stages.denoising import random_draws, random_drop
 from cxr_lightning.stages.distill import ConsistencyTuning
+from cxr_lightning.stages.draws import random_draws, random_drop
 
 
 @pytest.fixture(scope="module")

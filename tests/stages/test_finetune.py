@@ -18,7 +18,7 @@ from cxr_lightning.diffusion.samplers import Sampling
 from cxr_lightning.errors import UserError
 from cxr_lightning.losses.representation import representation_loss
 from cxr_lightning.networks.encoder import Encoder
-from cxr_lightning.stages.denoising import random_draws, random_drop
+from cxr_lightning.stages.draws import random_draws, random_drop
 from cxr_lightning.stages.finetune import Finetune
 
 
