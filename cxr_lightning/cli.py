@@ -211,11 +211,11 @@ def run_function(command: str, name: str, args: list[str]) -> None:
         name: Name of the function and of its module.
         args: The options.
     """
-    from jsonargparse import ArgumentParser
+    from cxr_lightning.arguments import OneSentence
 
     function = getattr(importlib.import_module(f"cxr_lightning.commands.{name}"), name)
     summary = inspect.cleandoc(function.__doc__).split("\n\nArgs:")[0]
-    parser = ArgumentParser(prog=f"cxr {command}", description=summary, allow_abbrev=False)
+    parser = OneSentence(prog=f"cxr {command}", description=summary, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with the options.")
     several = SEVERAL.get(name, {})
     for option, settings in several.items():

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_warn
 
+from cxr_lightning.arguments import OneSentence
 from cxr_lightning.callbacks.export import Export
 from cxr_lightning.callbacks.finite import FiniteLoss
 from cxr_lightning.callbacks.generation import GenerationMetrics
@@ -25,6 +26,10 @@ from cxr_lightning.data.datamodule import CheXpertDataModule
 from cxr_lightning.errors import UserError
 from cxr_lightning.stages.base import Stage
 from cxr_lightning.stages.precision import default_precision
+
+
+class StageParser(OneSentence, LightningArgumentParser):
+    """The parser of `CxrCLI`."""
 
 
 class CxrCLI(LightningCLI):
@@ -50,6 +55,7 @@ class CxrCLI(LightningCLI):
             save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
             load_from_checkpoint_support=False,  # else a checkpoint's values override the user's
             trainer_defaults={"callbacks": [WritePredictions(), FiniteLoss(), *callbacks]},
+            parser_class=StageParser,
             parser_kwargs={"prog": "cxr", **exact, **dict.fromkeys(cls.subcommands(), exact)},
             args=args,
         )

@@ -19,6 +19,7 @@ LAYERS = [
     {"callbacks"},
     {"report"},
     {"commands"},
+    {"arguments"},
     {"training"},
     {"cli"},
     {"__main__", "__init__"},  # the front door: it imports on demand
