@@ -74,7 +74,7 @@ def benchmark_data(
             raise UserError(f"{name}: {value} is too small; give 1 or more.")
     if workers < 0 or seconds <= 0:
         raise UserError("workers, seconds: give at least 0 workers and more than 0 seconds.")
-    prepared = open_prepared(data)
+    prepared = open_prepared(data, "data")
     originals = None if files is None else find_images(files)
     with tempfile.TemporaryDirectory() as folder:
         paths = originals or save_images(prepared, Path(folder))

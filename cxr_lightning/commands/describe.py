@@ -58,9 +58,9 @@ def describe(
         raise UserError(f"per_condition: {per_condition} images make no sheet; give 1 or more.")
     asked = [parse_condition(text) for text in (conditions or "").split(",") if text]
     described = [*DESCRIBED, *(c for c in asked if c not in DESCRIBED)]
-    prepared = open_prepared(describe)
+    prepared = open_prepared(describe, "describe")
     folder = out or describe / "description"
-    failures = read_failures(describe)
+    failures = read_failures(describe, "describe")
     duplicates = describe_duplicates(prepared.table, find_duplicates(prepared.images))
     empty = prepared.table["Path"].iloc[find_near_constant(prepared.images)].tolist()
     facts = _facts(prepared, described) | {

@@ -191,10 +191,7 @@ def _open_data(data: Path, generator: Generator) -> PreparedDataset:
             "model: an unconditional model (model.form: uncond) has no latent code to edit; use a "
             "generator of form1 or form2."
         )
-    try:
-        prepared = open_prepared(data)
-    except UserError as error:
-        raise UserError(str(error).replace("data.root", "data", 1)) from error
+    prepared = open_prepared(data, "data")
     if prepared.size != generator.image_size:
         raise UserError(
             f"data: {data} holds images of {prepared.size} pixels, and the model makes images of "

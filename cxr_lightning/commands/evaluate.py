@@ -127,7 +127,7 @@ def evaluate(
     _check_settings(settings)
     _check_places(real, synthetic, out)
     _check_networks(classifier, reidentification)
-    prepared = _open_real(real)
+    prepared = open_prepared(real, "real")
     identities = _check_products(encoder, encoder_held_out, generator)
     loaded = _load_generator(generator, prepared.size) if generator else None
     extractors = build_extractors(extractor or ["encoder" if encoder else "inception"], encoder)
@@ -242,13 +242,6 @@ def _check_networks(classifier: Path | None, reidentification: Path | None) -> N
         open_classifier(classifier)
     if reidentification is not None:
         load_reidentification(reidentification, torch.device("cpu"))
-
-
-def _open_real(real: Path) -> PreparedDataset:
-    try:
-        return open_prepared(real)
-    except UserError as error:
-        raise UserError(str(error).replace("data.root", "real", 1)) from error
 
 
 def _is_evaluation(folder: Path) -> bool:

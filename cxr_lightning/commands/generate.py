@@ -288,10 +288,7 @@ def _requests(
                 print(UNFOLLOWED)
         return ImageRequests.of_prompts(prompts, count, encoder)
     if like is not None:
-        try:
-            table = open_prepared(like).table
-        except UserError as error:
-            raise UserError(str(error).replace("data.root", "like", 1)) from error
+        table = open_prepared(like, "like").table
         train = table[table["split"] == "train"].reset_index(drop=True)
         return ImageRequests.like(train, count, seed, balance)
     names = (condition if condition is not None else DEFAULT).split(",")

@@ -121,8 +121,8 @@ def prepare(
         _require_usable(table, root)
     request = _request(data_set, root, resize, table, origin)
     if _is_complete(out, request):
-        failed = read_failures(out)
-        print(f"{out} is complete already: {_summary(open_prepared(out).table)}.")
+        failed = read_failures(out, "out")
+        print(f"{out} is complete already: {_summary(open_prepared(out, 'out').table)}.")
         if len(failed):
             print(f"{len(failed)} failures; prepare into a new folder to read what was repaired.")
     else:
@@ -220,7 +220,7 @@ def _is_complete(out: Path, request: str) -> bool:
     """Whether `out` is the result of the same request; a UserError if it is anything else."""
     if not out.exists() or not any(out.iterdir()):
         return False
-    if read_header(out)["request"] != request:
+    if read_header(out, "out")["request"] != request:
         raise _occupied(out)
     return True
 

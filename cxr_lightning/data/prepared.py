@@ -69,33 +69,42 @@ class PreparedDataset:
         return str(self.header["sha256"])
 
 
-def open_prepared(root: Path, *, verify: bool = False) -> PreparedDataset:
+def open_prepared(
+    root: Path, argument: str = "data.root", *, verify: bool = False
+) -> PreparedDataset:
     """Opens a prepared data set.
 
     Args:
         root: Its folder.
+        argument: What the user gave the folder as.
         verify: Whether to read the whole array once and compare its hash.
 
     Raises:
         UserError: If anything is missing, of another format, or does not fit together.
     """
-    header = read_header(root)
+    header = read_header(root, argument)
     missing = [name for name in FILES if not (root / name).is_file()]
     if missing:
-        raise _broken(root, f"lacks {', '.join(missing)}")
-    images = _open_images(root, header)
-    table = _read_table(root)
+        raise _broken(root, f"lacks {', '.join(missing)}", argument)
+    images = _open_images(root, header, argument)
+    table = _read_table(root, argument)
     if len(table) != len(images):
-        raise _broken(root, f"has {len(table)} rows in table.csv and {len(images)} images")
+        raise _broken(
+            root, f"has {len(table)} rows in table.csv and {len(images)} images", argument
+        )
     if hash_rows(table) != header["rows_sha256"]:
-        raise _broken(root, "has other rows in table.csv than images in images.npy")
+        raise _broken(root, "has other rows in table.csv than images in images.npy", argument)
     if verify and sha256_file(root / "images.npy") != header["sha256"]:
-        raise _broken(root, "has an images.npy that differs from the hash in its header")
+        raise _broken(root, "has an images.npy that differs from the hash in its header", argument)
     return PreparedDataset(root, header, images, table)
 
 
-def read_header(root: Path) -> dict[str, Any]:
+def read_header(root: Path, argument: str = "data.root") -> dict[str, Any]:
     """The header of a prepared data set.
+
+    Args:
+        root: Its folder.
+        argument: What the user gave the folder as.
 
     Raises:
         UserError: If there is none, or it is of another format.
@@ -103,27 +112,36 @@ def read_header(root: Path) -> dict[str, Any]:
     file = root / "header.json"
     if not file.is_file():
         raise UserError(
-            f"data.root: no prepared data set at {root}; make one with 'cxr prepare --source "
+            f"{argument}: no prepared data set at {root}; make one with 'cxr prepare --source "
             f"SOURCE --root DIR --out {root}'."
         )
     try:
         header: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise _broken(root, f"has a header.json that is no JSON ({error})") from error
+        raise _broken(root, f"has a header.json that is no JSON ({error})", argument) from error
     lacking = [key for key in HEADER_KEYS if not isinstance(header, dict) or key not in header]
     if lacking:
-        raise _broken(root, f"has a header.json without {', '.join(lacking)}")
+        raise _broken(root, f"has a header.json without {', '.join(lacking)}", argument)
     if header["format"] != FORMAT:
-        raise _broken(root, f"is of format {header['format']}, and this version reads {FORMAT}")
+        raise _broken(
+            root, f"is of format {header['format']}, and this version reads {FORMAT}", argument
+        )
     return header
 
 
-def read_failures(root: Path) -> pd.DataFrame:
-    """What could not be read or used, and why: columns `Path` and `reason`."""
+def read_failures(root: Path, argument: str = "data.root") -> pd.DataFrame:
+    """What could not be read or used, and why: columns `Path` and `reason`.
+
+    Args:
+        root: Folder of the prepared data set.
+        argument: What the user gave the folder as.
+    """
     try:
         return pd.read_csv(root / "failures.csv", dtype=str, keep_default_na=False)
     except ValueError as error:
-        raise _broken(root, f"has a failures.csv that cannot be read ({error})") from error
+        raise _broken(
+            root, f"has a failures.csv that cannot be read ({error})", argument
+        ) from error
 
 
 def hash_image(image: UInt8[np.ndarray, "h w"]) -> bytes:
@@ -144,43 +162,50 @@ def write_table(table: pd.DataFrame, file: Path) -> None:
     table.assign(Age=ages, **labels).to_csv(file, index=False)
 
 
-def _read_table(root: Path) -> pd.DataFrame:
+def _read_table(root: Path, argument: str) -> pd.DataFrame:
     file = root / "table.csv"
     try:
         table = pd.read_csv(file, dtype=str, keep_default_na=False)
     except ValueError as error:
-        raise _broken(root, f"has a table.csv that cannot be read ({error})") from error
+        raise _broken(root, f"has a table.csv that cannot be read ({error})", argument) from error
     missing = [column for column in (*TABLE_COLUMNS, *EXTENT) if column not in table.columns]
     if missing:
-        raise _broken(root, f"has a table.csv without {', '.join(missing)}")
+        raise _broken(root, f"has a table.csv without {', '.join(missing)}", argument)
     wrong = ~table["split"].isin(SPLITS)
     if wrong.any():
-        raise _broken(root, f"has the split {table['split'][wrong].iloc[0]!r} in table.csv")
+        raise _broken(
+            root, f"has the split {table['split'][wrong].iloc[0]!r} in table.csv", argument
+        )
     table = parse_numbers(table.assign(**{PROBLEM: ""}))
     problems = table[PROBLEM][table[PROBLEM] != ""]
     if len(problems):
-        raise _broken(root, f"has a wrong value in table.csv, row {problems.iloc[0]}")
+        raise _broken(root, f"has a wrong value in table.csv, row {problems.iloc[0]}", argument)
     try:
         extents = table[list(EXTENT)].astype(int)
     except ValueError as error:
-        raise _broken(root, f"has a width or height in table.csv that is none ({error})") from error
+        raise _broken(
+            root, f"has a width or height in table.csv that is none ({error})", argument
+        ) from error
     return table.drop(columns=PROBLEM).assign(**{c: extents[c] for c in EXTENT})
 
 
-def _open_images(root: Path, header: dict[str, Any]) -> UInt8[np.ndarray, "n size size"]:
+def _open_images(
+    root: Path, header: dict[str, Any], argument: str
+) -> UInt8[np.ndarray, "n size size"]:
     try:
         images: np.ndarray = np.load(root / "images.npy", mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        raise _broken(root, f"has an images.npy that cannot be read ({error})") from error
+        raise _broken(root, f"has an images.npy that cannot be read ({error})", argument) from error
     expected = (header["count"], header["size"], header["size"])
     if images.dtype != np.uint8 or images.shape != expected:
         raise _broken(
             root,
             f"has an images.npy of {images.dtype} {images.shape} where the header says uint8 "
             f"{expected}",
+            argument,
         )
     return images
 
 
-def _broken(root: Path, what: str) -> UserError:
-    return UserError(f"data.root: {root} {what}; prepare it again into a new folder.")
+def _broken(root: Path, what: str, argument: str) -> UserError:
+    return UserError(f"{argument}: {root} {what}; prepare it again into a new folder.")

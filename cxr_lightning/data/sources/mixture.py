@@ -47,7 +47,7 @@ class MixtureSource(Source):
                 f"parts: {root} with {', '.join(names) or 'no prepared data set'} is no mixture; "
                 "name two or more of its sub-folders."
             )
-        self.parts = {name: open_prepared(root / name) for name in names}
+        self.parts = {name: open_prepared(root / name, "parts") for name in names}
         for part in self.parts.values():
             _require_resize(part, resize)
         _refuse_common_origin(self.parts)
