@@ -17,7 +17,7 @@ from cxr_lightning.data.vocabulary import HealthCondition, View
 from cxr_lightning.diffusion.batches import padded_batches
 from cxr_lightning.diffusion.priors import LatentPrior
 from cxr_lightning.diffusion.process import x0_from_output
-from cxr_lightning.diffusion.random import ImageNoise, Noise
+from cxr_lightning.diffusion.random import EvenNoise, ImageNoise, Noise
 from cxr_lightning.diffusion.samplers import SamplerName, Sampling, Spacing, sample
 from cxr_lightning.diffusion.schedule import alpha_bar
 from cxr_lightning.diffusion.synthetic_images import SyntheticImages
@@ -332,7 +332,7 @@ class Generator(nn.Module):
         Args:
             z: Latent codes; None for an unconditional model.
             condition: What the images show.
-            noise: Noise of the diffusion.
+            noise: Noise of the diffusion, made as strong in every image.
             sampling: Sampler, steps, guidance.
             other: A second condition, and its share s of each image, 0 to 1: the estimate of the
                 clean image is (1 - s) that of `condition` plus s that of the other.
@@ -363,7 +363,8 @@ class Generator(nn.Module):
             return base + sampling.guidance * (predicted - base)
 
         shape = (denoiser.channels, denoiser.image_size, denoiser.image_size)
-        return sample(estimate, noise, shape, schedule, sampling, begin_with=x_hat)
+        even = EvenNoise(noise)
+        return sample(estimate, even, shape, schedule, sampling, begin_with=x_hat)
 
 
 def _condition_of(

@@ -250,8 +250,8 @@ def test_another_size_of_the_data_is_refused(fails, tmp_path):
     ("args", "message"),
     [
         (["--finding", "flu"], "finding: 'flu' is no observation; use one of No Finding, "),
-        (["--strength", 1, "inf"], "  Expected a <class 'float'>. Got value: inf"),
-        (["--strength", "strong"], "  Expected a <class 'float'>. Got value: strong"),
+        (["--strength", 1, "inf"], "strength: inf is not possible; use a number."),
+        (["--strength", "strong"], "strength: strong is not possible; use a number."),
         (["--rows", 0], "rows: 0 is not possible; use 1 or more."),
         (["--seed", -1], "seed: -1 is not possible; use 0 or more."),
         (["--steps", 51], "steps: 51 is not possible"),

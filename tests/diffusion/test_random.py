@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cxr_lightning.diffusion.random import ImageNoise
+from cxr_lightning.diffusion.random import EvenNoise, ImageNoise
 
 
 def test_an_image_has_the_same_noise_alone_and_in_a_batch():
@@ -49,3 +49,13 @@ def test_global_random_state_is_neither_used_nor_moved():
 @pytest.mark.parametrize("index", [torch.arange(2, dtype=torch.int32), torch.arange(2)])
 def test_shape_has_the_batch_in_front(index):
     assert ImageNoise(0, index).normal(1, 4, 5).shape == (2, 1, 4, 5)
+
+
+def test_even_noise_is_the_same_numbers_with_a_mean_square_of_one_in_each_image():
+    index = torch.tensor([4, 7])
+    even, plain = EvenNoise(ImageNoise(0, index)), ImageNoise(0, index)
+    for shape in ((3, 8, 8), (5,)):
+        x, y = even.normal(*shape), plain.normal(*shape)
+        for row in range(2):
+            expected = y[row] * (y[row].numel() / float((y[row].double() ** 2).sum())) ** 0.5
+            torch.testing.assert_close(x[row], expected, rtol=1e-5, atol=0)
