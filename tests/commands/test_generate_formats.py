@@ -104,5 +104,5 @@ def test_an_unknown_format_is_refused(products, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["generate", *arguments])
     assert stop.value.code == 2
-    assert "'png', 'jpeg', 'dicom'" in capsys.readouterr().err
+    assert "format: bmp is not possible; use png, jpeg or dicom." in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -59,3 +59,10 @@ def test_even_noise_is_the_same_numbers_with_a_mean_square_of_one_in_each_image(
         for row in range(2):
             expected = y[row] * (y[row].numel() / float((y[row].double() ** 2).sum())) ** 0.5
             torch.testing.assert_close(x[row], expected, rtol=1e-5, atol=0)
+
+
+def test_even_noise_of_an_image_is_the_same_alone_and_in_a_batch():
+    together = EvenNoise(ImageNoise(7, torch.arange(40))).normal(1, 33, 31)
+    for index in range(40):
+        alone = EvenNoise(ImageNoise(7, torch.tensor([index]))).normal(1, 33, 31)
+        assert torch.equal(alone[0], together[index])
