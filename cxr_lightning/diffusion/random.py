@@ -58,7 +58,7 @@ class EvenNoise:
     def normal(self, *shape: int) -> Float[Tensor, "b *shape"]:
         """The next numbers of each image, of this shape each."""
         x = self.noise.normal(*shape)
-        # in double, so that the sum's order, which depends on the batch, changes no bit of the noise
+        # in double, so that the order of the sum, which depends on the batch, changes no bit
         strength = x.flatten(1).double().square().mean(dim=1).sqrt().to(x)
         return x / strength.view(-1, *[1] * len(shape))
 
