@@ -44,7 +44,8 @@ class Finetune(DenoisingStage):
     What L_representation compares with the embedding of the original (`mode`):
 
     - `x0`: the embedding of the clean image as estimated in one step, gradient through the encoder,
-      weighted by alpha_bar and cut at a low signal-to-noise ratio (`representation_loss`).
+      weighted by alpha_bar and cut at a low signal-to-noise ratio (`representation_loss`). The
+      default, with a small weight, since no mode was better than the control (README).
     - `reverse`: the embedding of the image at the end of the reverse process, `reverse_steps` steps
       of DDIM from the noised original, as in sampling. The gradient passes the encoder and the last
       step (as in ReFL, Xu et al. 2023, arXiv 2304.05977, and DRaFT-1, Clark et al. 2023, arXiv
@@ -52,7 +53,7 @@ class Finetune(DenoisingStage):
     - `posterior`: the same as `x0` with a sample of the reverse step, x_{t-1}, in the place of the
       estimate: the literal reading of "reconstructed by the reverse step". The estimate's share of
       x_{t-1} falls quickly with t, so this acts on the last steps, and against what is left of the
-      noise there. The default, since it alone was better than the control (README).
+      noise there.
     - `hidden`: the pooled feature map in the U-Net's middle, by a small network that is no part of
       the product (`alignment_loss`). No gradient passes the encoder, and all steps count. In pixel
       space such alignment was reported to cost diversity in groups that the encoder draws close
@@ -97,8 +98,8 @@ class Finetune(DenoisingStage):
         generator: Path,
         encoder: Path,
         image_size: int = 64,
-        mode: Mode = "posterior",
-        representation_weight: float = 0.3,
+        mode: Mode = "x0",
+        representation_weight: float = 0.003,
         representation_warmup_steps: int = 0,
         reverse_steps: int = 5,
         min_snr_gamma: float | None = None,

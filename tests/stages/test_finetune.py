@@ -27,7 +27,7 @@ def make(products: Path):
     """Makes stages that start from the tiny products."""
 
     def build(**changes: Any) -> Finetune:
-        given = {"generator": products / "generator", "encoder": products / "encoder", "mode": "x0"}
+        given = {"generator": products / "generator", "encoder": products / "encoder"}
         return Finetune(**{**given, "image_size": 32, **changes})
 
     return build
