@@ -95,11 +95,11 @@ benchmark-data: $(VENV)/installed  ## speed of the loader, as JSON: DATA=... BEN
 benchmark-peers: $(VENV)/installed-dev  ## speed of training beside diffusers and MONAI, as JSON: BENCHMARK_FLAGS="--size 64"
 	$(CXR) benchmark --peers $(BENCHMARK_FLAGS)
 
-gpu-check: $(VENV)/installed-dev  ## what needs a GPU: its tests, then the speed of stage 2
+gpu-check: $(VENV)/installed-dev  ## what needs a GPU: its tests, then the speed of stage 2, rung by rung
 	$(VENV)/bin/python -m pytest -m gpu $(PYTEST_FLAGS)
 	test -f data/gpu-check/header.json || $(CXR) prepare --source phantom \
 		--root data/gpu-check-phantom --out data/gpu-check --size 64 --patients 400
-	$(CXR) benchmark --config configs/ddpm.yaml --config configs/scale/gpu1.yaml \
+	$(CXR) benchmark --ladder --config configs/ddpm.yaml --config configs/scale/gpu1.yaml \
 		--data.root data/gpu-check --model.init_args.form uncond
 
 clean:  ## remove the demo, caches and the environment; never your runs

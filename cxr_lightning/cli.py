@@ -24,12 +24,13 @@ COMMANDS = {
     "evaluate": "measure a synthetic data set against a real one",
     "report": "turn evaluations into one HTML page, Markdown and JSON",
     "push": "put a product with its card on the Hugging Face Hub",
-    "benchmark": "speed of a stage's training step (arguments of fit), of --data, beside --peers",
+    "benchmark": "speed of a training step (arguments of fit), --ladder; of --data; beside --peers",
 }
 
 VARIANTS = {
     ("prepare", "--describe"): "describe",
     ("benchmark", "--data"): "benchmark_data",
+    ("benchmark", "--ladder"): "benchmark_ladder",
     ("benchmark", "--peers"): "benchmark_peers",
 }
 """Options that turn a command into another one, in the module of that name."""
@@ -174,10 +175,10 @@ def run(args: list[str]) -> None:
         from cxr_lightning.training import CxrCLI
 
         CxrCLI.run(None if args == sys.argv[1:] else args)
-    elif name == "benchmark":
-        from cxr_lightning.training import CxrCLI
+    elif name in ("benchmark", "benchmark_ladder"):
+        from cxr_lightning import benchmark
 
-        CxrCLI.benchmark(args[1:])
+        getattr(benchmark, name)(args[1:])
     elif name in {**COMMANDS, **dict.fromkeys(VARIANTS.values())}:
         run_function(args[0], name, args[1:])
     else:

@@ -1,7 +1,5 @@
 """LightningCLI for the four stages: cxr fit, validate, test, predict."""
 
-import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.utilities import rank_zero_warn
 
 from cxr_lightning.arguments import OneSentence
+from cxr_lightning.callbacks.acceleration import Acceleration
 from cxr_lightning.callbacks.export import Export
 from cxr_lightning.callbacks.finite import FiniteLoss
 from cxr_lightning.callbacks.generation import GenerationMetrics
@@ -21,7 +20,6 @@ from cxr_lightning.callbacks.goodhart import GoodhartStop
 from cxr_lightning.callbacks.logger import run_logger
 from cxr_lightning.callbacks.predictions import WritePredictions
 from cxr_lightning.callbacks.samples import SampleGrid
-from cxr_lightning.callbacks.throughput import Throughput
 from cxr_lightning.data.datamodule import CheXpertDataModule
 from cxr_lightning.errors import UserError
 from cxr_lightning.stages.base import Stage
@@ -36,8 +34,8 @@ class CxrCLI(LightningCLI):
     """`cxr fit --config configs/<stage>.yaml --config configs/scale/<scale>.yaml --data.root DIR`.
 
     Beside `model`, `data` and `trainer` a configuration has the groups `checkpoint`
-    (ModelCheckpoint), `export`, `samples`, `generation` and `goodhart` (the callbacks of that
-    name).
+    (ModelCheckpoint), `export`, `samples`, `generation`, `goodhart` and `acceleration` (the
+    callbacks of that name).
     The same command into the same `trainer.default_root_dir` continues an unfinished run.
     """
 
@@ -60,27 +58,6 @@ class CxrCLI(LightningCLI):
             args=args,
         )
 
-    @classmethod
-    def benchmark(cls, args: list[str]) -> None:
-        """Times training steps of the configuration in `args` and prints the figures as JSON.
-
-        Takes the arguments of `fit`. The last line is the JSON; nothing is left behind.
-        """
-        throughput = Throughput()
-        with tempfile.TemporaryDirectory() as folder:
-            overrides = {
-                "trainer.default_root_dir": folder,
-                "trainer.max_steps": "40",
-                "trainer.limit_val_batches": "0",
-                "trainer.enable_progress_bar": "false",
-                "trainer.logger": "false",
-                "checkpoint.save_last": "false",
-                "checkpoint.save_top_k": "0",
-            }
-            flags = [part for key, value in overrides.items() for part in (f"--{key}", value)]
-            cls.run(["fit", *args, *flags], callbacks=[throughput])
-        print(json.dumps(throughput.result, indent=1))
-
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the callbacks as groups and links what must agree."""
         parser.add_argument("--project", default="cxr_lightning", help="Project in W&B.")
@@ -89,6 +66,7 @@ class CxrCLI(LightningCLI):
         parser.add_lightning_class_args(SampleGrid, "samples")
         parser.add_lightning_class_args(GenerationMetrics, "generation")
         parser.add_lightning_class_args(GoodhartStop, "goodhart")
+        parser.add_lightning_class_args(Acceleration, "acceleration")
         parser.link_arguments("data.image_size", "model.init_args.image_size")
         parser.link_arguments("data.text_encoder", "model.init_args.text_encoder")
         parser.link_arguments(

@@ -232,6 +232,7 @@ def test_a_flag_needs_no_value() -> None:
         (["benchmark", "--data", "x"], "benchmark_data"),
         (["benchmark", "--data.root", "x"], "benchmark"),
         (["benchmark", "--peers", "--size", "8"], "benchmark_peers"),
+        (["benchmark", "--ladder", "fp32", "--config", "x"], "benchmark_ladder"),
         (["fit", "--data", "x"], "fit"),
     ],
 )

@@ -2,13 +2,16 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import LambdaCallback
 
+from cxr_lightning.callbacks.acceleration import Acceleration
 from cxr_lightning.cli import main
 from cxr_lightning.data.datamodule import CheXpertDataModule
 from cxr_lightning.data.transforms import to_image
@@ -19,6 +22,7 @@ from cxr_lightning.metrics.fid import frechet, moments
 from cxr_lightning.metrics.kid import kid
 from cxr_lightning.metrics.neighbours import nearest
 from cxr_lightning.metrics.prdc import prdc
+from cxr_lightning.stages.ddpm import DDPM
 from cxr_lightning.stages.vae import VAE
 from cxr_lightning.types import Batch
 
@@ -67,6 +71,28 @@ def test_stage_fits_in_bf16(stage: str, prepared: Path, products: Path, tmp_path
         ]
     )
     assert (tmp_path / "product" / "manifest.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{"compile": True}, {"compile": True, "channels_last": True}])
+def test_a_compiled_stage_trains_the_same_weights(
+    settings: dict[str, bool], prepared: Path, quiet_trainer: Callable[..., Trainer]
+) -> None:
+    """By inductor; the suite's checks of shapes cannot be traced."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    trained = []
+    for change in ({}, settings):
+        torch.manual_seed(0)
+        sgd = partial(torch.optim.SGD, lr=1e-4)
+        stage = DDPM(None, form="uncond", image_size=32, width=32, optimizer=sgd)
+        trainer = quiet_trainer(
+            accelerator="gpu", max_steps=3, val_check_interval=1, callbacks=[Acceleration(**change)]
+        )
+        trainer.fit(stage, CheXpertDataModule(prepared, batch_size=8, image_size=32))
+        trained.append(stage.cpu().state_dict())
+    jaxtyping.config.update("jaxtyping_disable", False)
+    for name, value in trained[0].items():  # TF32 convolutions keep 10 bits
+        torch.testing.assert_close(trained[1][name], value, rtol=1e-3, atol=1e-6, msg=name)
 
 
 def test_images_that_fit_lie_on_the_gpu_by_default(

@@ -21,6 +21,7 @@ LAYERS = [
     {"commands"},
     {"arguments"},
     {"training"},
+    {"benchmark"},
     {"cli"},
     {"__main__", "__init__"},  # the front door: it imports on demand
 ]

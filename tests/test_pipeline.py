@@ -265,8 +265,49 @@ def test_benchmark_prints_figures_and_leaves_nothing(
     assert figures["images_per_second"] == pytest.approx(4 / figures["seconds_per_step"])
     assert 0 <= figures["data_wait_share"] < 1
     assert figures["flops_per_step"] > 1e6
+    assert 0 < figures["mfu"] < 1
+    assert figures["mfu"] == pytest.approx(
+        figures["tflops_per_second"] / figures["matmul_tflops_per_second"]
+    )
     assert sorted(path for path in runs.rglob("*")) == before
     assert not (tmp_path / "run").exists()
+
+
+def test_the_ladder_adds_one_setting_after_the_other(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def measure(args: list[str]) -> dict[str, float]:
+        asked.append(args)
+        return {"mfu": 0.5}
+
+    monkeypatch.setattr("cxr_lightning.benchmark.measure", measure)
+    args = ["--config=x", "--data.root", "y"]
+    main(["benchmark", "--ladder", "fp32", "max_autotune", *args])
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines == [{"rung": "fp32", "mfu": 0.5}, {"rung": "max_autotune", "mfu": 0.5}]
+    assert asked[0] == [*args, "--trainer.precision=32-true"]
+    faster = ["compile=true", "channels_last=true", "mode=max-autotune"]
+    assert asked[1] == [*args, "--trainer.precision=null", *(f"--acceleration.{s}" for s in faster)]
+    main(["benchmark", *args, "--ladder"])
+    assert len(asked) == 2 + 5
+
+
+def test_an_unknown_rung_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["benchmark", "--ladder", "fp8"])
+    assert stop.value.code == 2
+    assert "ladder: there is no rung 'fp8'; use fp32, mixed" in capsys.readouterr().err
+
+
+def test_a_rung_runs(runs: Path, prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = fit_args("ddpm", prepared, runs)[1:]
+    main(["benchmark", "--ladder", "fp32", *args])
+    said = capsys.readouterr().out
+    figures = json.loads(said[said.index('{"rung"') :])
+    assert figures["precision"] == "32-true"
+    assert figures["flops_per_step"] > 1e6
 
 
 @pytest.mark.parametrize("scale", sorted((CONFIGS / "scale").glob("*.yaml")), ids=lambda p: p.stem)

@@ -1,6 +1,7 @@
 """Autoencoder of stage 1: a convolutional VAE."""
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
@@ -56,6 +57,11 @@ class Autoencoder(nn.Module, PyTorchModelHubMixin):
     def decode(self, z: Float[Tensor, "b d"]) -> Float[Tensor, "b c h w"]:
         """Images in model range from latent codes; fp32."""
         return self.decoder(z).float().tanh()
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """As in `nn.Module`: both halves, since they are what training calls."""
+        self.encoder.compile(*args, **kwargs)
+        self.decoder.compile(*args, **kwargs)
 
     def forward(
         self, image: Float[Tensor, "b c h w"], noise: Float[Tensor, "b d"]

@@ -1,6 +1,6 @@
 """Denoiser of stages 2 and 4: a U-Net conditioned on time, health condition and VAE image."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -172,6 +172,10 @@ class Denoiser(nn.Module, PyTorchModelHubMixin):
                 h = torch.cat([h, skips.pop()], dim=1)
             h = self._pass(layer, h, embedding)
         return self.head(F.silu(self.norm(h))).float(), middle
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """As in `nn.Module`; `predict` too, since that is what training calls."""
+        self.predict = torch.compile(self.predict, *args, **kwargs)  # type: ignore[method-assign]
 
     def _pass(
         self, layer: nn.Module, h: Float[Tensor, "b c h w"], embedding: Float[Tensor, "b e"]

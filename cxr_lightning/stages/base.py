@@ -71,6 +71,10 @@ class Stage(LightningModule, ABC):
         """What makes images from the networks as they are now; None if the stage makes none."""
         return None
 
+    def compilable(self) -> list[nn.Module]:
+        """The networks that are trained, and gain from `torch.compile`; none if it would harm."""
+        return []
+
     @property
     def loss_encoder(self) -> str | None:
         """sha256 of the encoder product whose embeddings the loss compares; None without one."""

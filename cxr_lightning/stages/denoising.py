@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from jaxtyping import UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from cxr_lightning.data.datamodule import CheXpertDataModule
 from cxr_lightning.data.text_encoder import check_text_encoder
@@ -41,6 +41,10 @@ class DenoisingStage(Stage, ABC):
     def generator(self) -> Generator:
         """The generator, with averaged weights."""
         return self.networks.generator()
+
+    def compilable(self) -> list[nn.Module]:
+        """The denoiser."""
+        return [self.networks.denoiser]
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Steps the optimizer, then the moving average; not called while accumulating."""

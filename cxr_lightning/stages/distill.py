@@ -5,7 +5,7 @@ from typing import final
 
 from jaxtyping import Float
 from lightning.pytorch.cli import OptimizerCallable
-from torch import Tensor
+from torch import Tensor, nn
 
 from cxr_lightning.diffusion.consistency import earlier_time, gap_at
 from cxr_lightning.diffusion.generator import Generator
@@ -86,6 +86,10 @@ class ConsistencyTuning(DenoisingStage):
     def name(self) -> str:
         """Name of the stage."""
         return "distill"
+
+    def compilable(self) -> list[nn.Module]:
+        """None: compiled, the two evaluations of a step would draw dropout masks of their own."""
+        return []
 
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         """The consistency loss of a batch at the gap of this step."""

@@ -180,6 +180,10 @@ class MoCo(Stage):
         """The encoder of the queries."""
         return Product("encoder", {"encoder": self.encoder}, self.parents)
 
+    def compilable(self) -> list[nn.Module]:
+        """The encoder of the queries."""
+        return [self.encoder]
+
     def setup(self, stage: str) -> None:
         """Looks up categories and patients; sizes a queue that is still empty.
 

@@ -5,7 +5,7 @@ from typing import final
 import torch
 from jaxtyping import Float, UInt8
 from lightning.pytorch.cli import OptimizerCallable
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.image import PeakSignalNoiseRatio
 
@@ -91,6 +91,10 @@ class VAE(Stage):
         """The autoencoder with the standard normal prior."""
         prior = LatentPrior(latent_dim=self.latent_dim, kind="normal").to(self.device)
         return Generator(None, self.autoencoder, prior)
+
+    def compilable(self) -> list[nn.Module]:
+        """The autoencoder."""
+        return [self.autoencoder]
 
     def beta_at(self, step: int) -> float:
         """The weight of the KL divergence after `step` optimizer steps."""
