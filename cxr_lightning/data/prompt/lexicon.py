@@ -116,10 +116,12 @@ PUNCTUATION: dict[str, tuple[Kind, str]] = {
 }
 """A question mark belongs to the word that it touches: `?pneumonia`, `pneumonia?`."""
 
-DEGREE = (
-    "acute, active, focal, definite, convincing, obvious, overt, frank, significant, new, discrete"
-)
-"""What a negation takes along without a change of its meaning: "no acute fracture"."""
+DEGREES = {
+    "": "acute, active, focal, new, discrete",
+    "marked": "definite, convincing, obvious, overt, frank, significant, florid",
+}
+"""What a negation takes along without a change of its meaning: "no acute fracture". The absence of
+something marked leaves room for less of it: "mild congestion without overt edema"."""
 
 FILLER = (
     "a, an, the, is, are, was, were, be, been, has, have, had, there, this, that, which, it, of, "
@@ -163,7 +165,7 @@ LEXICON: dict[Kind, dict[str, str]] = {
     "stop": STOPS,
     "exception": {"": "otherwise, other, additional, further, remaining, rest"},
     "place": {"": "in, on, at, within, over, along, involving, near"},
-    "degree": {"": DEGREE},
+    "degree": DEGREES,
     "filler": {"": FILLER, "request": "can you, could you, would you, will you, can i, could i"},
     "unused": {"": UNUSED, "patient": PATIENT},
 }

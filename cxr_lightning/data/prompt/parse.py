@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from cxr_lightning.data.prompt.age import cut_ages
-from cxr_lightning.data.prompt.healthy import settle_healthy
+from cxr_lightning.data.prompt.healthy import Statement, settle_healthy
 from cxr_lightning.data.prompt.mentions import Mention, attach, find_mentions
 from cxr_lightning.data.prompt.prompt import (
     SEVERITIES,
@@ -17,7 +17,7 @@ from cxr_lightning.data.prompt.prompt import (
     Prompt,
     Side,
 )
-from cxr_lightning.data.prompt.scope import cut_segments, find_states
+from cxr_lightning.data.prompt.scope import Segment, cut_segments, find_states
 from cxr_lightning.data.prompt.tokens import Item, clean, find_items
 from cxr_lightning.data.prompt.unused import unused_words
 from cxr_lightning.errors import UserError
@@ -61,6 +61,8 @@ def parse_prompt(text: str, argument: str = "prompt") -> Prompt:
     ]
     remainder = any("exception" in (item.kind, item.value) for item in items)
     statements, dropped = settle_healthy(statements, remainder, label)
+    statements, weaker = _settle_marked(statements, segments)
+    dropped += weaker
     findings = _merge([finding for _, finding in statements])
     _check_states(findings, label)
     used = _used([mention for mention, _ in statements], reached, modifiers)
@@ -88,6 +90,23 @@ def _used(
     targets = {mention.target for mention in mentions}
     used = {cue for cue, spoken_of in reached.items() if not targets.isdisjoint(spoken_of)}
     return used.union(*(m.items for m in mentions), *(modifiers[target] for target in targets))
+
+
+def _settle_marked(
+    statements: list[Statement], segments: list[Segment]
+) -> tuple[list[Statement], list[Mention]]:
+    """Drops the absence of something marked beside its presence: no field holds what it adds."""
+    present = {finding.observation for _, finding in statements if finding.state == "present"}
+    kept, dropped = list[Statement](), list[Mention]()
+    for mention, finding in statements:
+        segment = next(s for s in segments if mention.target in s.items)
+        before = [item for item in segment.items if item.index < mention.target.index]
+        marked = any((item.kind, item.value) == ("degree", "marked") for item in before)
+        if finding.state == "absent" and marked and finding.observation in present:
+            dropped.append(mention)
+        else:
+            kept.append((mention, finding))
+    return kept, dropped
 
 
 def _finding(mention: Mention, modifiers: list[Item], state: FindingState, text: str) -> Finding:

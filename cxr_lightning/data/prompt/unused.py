@@ -17,8 +17,8 @@ def unused_words(
         segments: The text.
         states: State of each finding and predicate.
         used: Items that went into the result.
-        dropped: Predicates that were understood, but cannot be held beside the findings; they are
-            named with their segment.
+        dropped: Predicates and findings that were understood, but cannot be held beside the others;
+            they are named with their segment.
     """
     denied = {item for item in used if item.kind == "cue" and item.value == "absent"}
     denied |= {target for target, state in states.items() if state == "absent"}
