@@ -1,6 +1,7 @@
 """Generator: autoencoder, latent prior and denoiser together make images."""
 
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,7 +19,13 @@ from cxr_lightning.diffusion.batches import padded_batches
 from cxr_lightning.diffusion.priors import LatentPrior
 from cxr_lightning.diffusion.process import x0_from_output
 from cxr_lightning.diffusion.random import EvenNoise, ImageNoise, Noise
-from cxr_lightning.diffusion.samplers import SamplerName, Sampling, Spacing, sample
+from cxr_lightning.diffusion.samplers import (
+    SamplerName,
+    Sampling,
+    SamplingPrecision,
+    Spacing,
+    sample,
+)
 from cxr_lightning.diffusion.schedule import alpha_bar
 from cxr_lightning.diffusion.synthetic_images import SyntheticImages
 from cxr_lightning.errors import UserError
@@ -167,6 +174,7 @@ class Generator(nn.Module):
         eta: float = Sampling.eta,
         spacing: Spacing = Sampling.spacing,
         start: float = Sampling.start,
+        precision: SamplingPrecision = Sampling.precision,
         batch_size: int = 64,
         text_encoder: Path | str | None = None,
     ) -> SyntheticImages:
@@ -192,6 +200,7 @@ class Generator(nn.Module):
             eta: Stochasticity of ddim.
             spacing: How the steps are spread.
             start: Share of the diffusion to begin at.
+            precision: `fp32` or `bf16`.
             batch_size: Images made at once.
             text_encoder: With a prompt: folder of the text encoder that the model was trained with.
 
@@ -206,7 +215,8 @@ class Generator(nn.Module):
         ):
             if number < least:
                 raise UserError(f"{argument}: {number} is not possible; give {least} or more.")
-        sampling = Sampling(sampler, steps, guidance, guidance_interval, eta, spacing, start)
+        interval = guidance_interval
+        sampling = Sampling(sampler, steps, guidance, interval, eta, spacing, start, precision)
         self.check(sampling)
         asked = parse_request(request) if isinstance(request, str) else request
         prompt = asked if isinstance(asked, Prompt) else None
@@ -349,17 +359,19 @@ class Generator(nn.Module):
         schedule = alpha_bar(denoiser.schedule, denoiser.timesteps)
         null = Condition.unknown(len(condition.value), condition.value.device)
 
+        predict = partial(predict_x0, denoiser, bf16=sampling.precision == "bf16")
+
         def estimate(y: Tensor, t: int) -> Tensor:
             a_t = float(schedule[t])
-            predicted = predict_x0(denoiser, y, t, condition, x_hat, z, a_t)
+            predicted = predict(y, t, condition, x_hat, z, a_t)
             if other is not None:
                 # The score of p(y_t | c)^(1 - s) p(y_t | c')^s (Liu et al. 2022, arXiv 2206.01714).
-                second = predict_x0(denoiser, y, t, other[0], x_hat, z, a_t)
+                second = predict(y, t, other[0], x_hat, z, a_t)
                 predicted = torch.lerp(predicted, second, other[1][:, None, None, None])
             if not sampling.guided(t, denoiser.timesteps):
                 return predicted
             # The noise is an affine function of x_0, so this is guidance of the noise.
-            base = predict_x0(denoiser, y, t, null, x_hat, z, a_t)
+            base = predict(y, t, null, x_hat, z, a_t)
             return base + sampling.guidance * (predicted - base)
 
         shape = (denoiser.channels, denoiser.image_size, denoiser.image_size)
@@ -406,8 +418,14 @@ def predict_x0(
     x_hat: Float[Tensor, "b c h w"] | None,
     z: Float[Tensor, "b d"] | None,
     a_t: float,
+    *,
+    bf16: bool = False,
 ) -> Float[Tensor, "b c h w"]:
-    """The denoiser's estimate of the clean image at one step t with alpha_bar `a_t`."""
+    """The denoiser's estimate of the clean image at one step t with alpha_bar `a_t`; fp32.
+
+    With `bf16` the denoiser computes in bfloat16 where autocast does.
+    """
     steps = torch.full((len(y),), t, device=y.device)
-    output: Tensor = denoiser(y, steps, condition, x_hat, z=z)
+    with torch.autocast(y.device.type, torch.bfloat16, enabled=bf16):
+        output: Tensor = denoiser(y, steps, condition, x_hat, z=z)
     return x0_from_output(denoiser.prediction, y, output, y.new_full((len(y),), a_t))

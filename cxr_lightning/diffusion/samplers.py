@@ -17,6 +17,7 @@ from cxr_lightning.errors import UserError
 
 SamplerName = Literal["ddpm", "ddim", "dpmpp_2m", "dpmpp_3m", "unipc", "consistency"]
 Spacing = Literal["trailing", "logsnr"]
+SamplingPrecision = Literal["fp32", "bf16"]
 CleanEstimate = Callable[[Float[Tensor, "b c h w"], int], Float[Tensor, "b c h w"]]
 """Estimates x_0; called with the state y_t and the step t in 1..T."""
 
@@ -42,6 +43,9 @@ class Sampling:
             `logsnr`, evenly in the log signal-to-noise ratio (Lu et al. 2022, arXiv 2206.00927).
         start: Share of the diffusion steps to begin at. Below 1 the VAE's image, noised to there,
             takes the place of pure noise (Lyu et al. 2022, arXiv 2205.12524).
+        precision: What the denoiser computes in: `fp32`, or `bf16` (autocast), which is faster on
+            devices with instructions for it and changes grey values by rounding. The steps
+            themselves, the latent prior and the VAE stay in fp32.
     """
 
     sampler: SamplerName = "ddim"
@@ -51,6 +55,7 @@ class Sampling:
     eta: float = 0.0
     spacing: Spacing = "trailing"
     start: float = 1.0
+    precision: SamplingPrecision = "fp32"
 
     def check(self, timesteps: int) -> None:
         """Raises an error if a model of so many diffusion steps cannot be sampled this way.
@@ -58,7 +63,8 @@ class Sampling:
         Raises:
             UserError: If a value is out of its range.
         """
-        for name, kind in (("sampler", SamplerName), ("spacing", Spacing)):
+        kinds = {"sampler": SamplerName, "spacing": Spacing, "precision": SamplingPrecision}
+        for name, kind in kinds.items():
             if getattr(self, name) not in get_args(kind):
                 raise UserError(
                     f"{name}: {getattr(self, name)!r} is not known; use one of "

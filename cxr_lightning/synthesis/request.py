@@ -49,6 +49,7 @@ class Request:
     eta: float
     spacing: str
     start: float
+    precision: str
     batch_size: int
     size: int
     image_format: ImageFormat

@@ -130,6 +130,15 @@ def test_the_same_command_gives_the_same_bytes_and_another_seed_does_not(run, tm
         assert not np.array_equal(other[name], picture)
 
 
+def test_precision_is_part_of_the_request(run, tmp_path):
+    out = run(tmp_path / "set", count=1, precision="bf16")
+    assert json.loads((out / "manifest.json").read_text())["precision"] == "bf16"
+    with pytest.raises(UserError, match="out: .* exists already"):
+        run(tmp_path / "set", count=1)
+    fp32 = pixels(run(tmp_path / "fp32" / "set", count=1))
+    assert any(not np.array_equal(fp32[name], picture) for name, picture in pixels(out).items())
+
+
 @pytest.mark.parametrize("name", ["generator", "uncond"])
 def test_batch_size_changes_no_picture_beyond_a_rounding(run, tmp_path, products, name):
     one = run(tmp_path / "1" / "set", model=products / name, batch_size=1)

@@ -75,11 +75,13 @@ def test_impossible_sampling_is_refused(sampling: Sampling, message: str):
         sampling.check(50)
 
 
-@pytest.mark.parametrize("name", ["sampler", "spacing"])
+@pytest.mark.parametrize("name", ["sampler", "spacing", "precision"])
 def test_unknown_names_are_refused_where_types_are_not_checked(name: str):
     sampling = Sampling()
     object.__setattr__(sampling, name, "euler")
-    with pytest.raises(UserError, match=rf"^{name}: 'euler' is not known; use one of (ddpm|trail)"):
+    with pytest.raises(
+        UserError, match=rf"^{name}: 'euler' is not known; use one of (ddpm|trail|fp32)"
+    ):
         sampling.check(50)
 
 
