@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import yaml
 from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_warn
@@ -74,8 +75,17 @@ class CxrCLI(LightningCLI):
         )
 
     def before_instantiate_classes(self) -> None:
-        """Fills in the precision where none is asked for, and warns of one that is slow here."""
+        """Fills in the precision where none is asked for, and warns of one that is slow here.
+
+        Raises:
+            UserError: If a GPU is asked for where there is none.
+        """
         trainer = self.config[self.config["subcommand"]]["trainer"]
+        if trainer["accelerator"] == "gpu" and not torch.accelerator.is_available():
+            raise UserError(
+                "trainer.accelerator: gpu was asked for and there is no GPU here; use --config "
+                "configs/scale/cpu.yaml."
+            )
         on_cpu = trainer["accelerator"] == "cpu" or not torch.accelerator.is_available()
         fast = default_precision("cpu" if on_cpu else "cuda")
         if trainer["precision"] is None:
@@ -87,12 +97,20 @@ class CxrCLI(LightningCLI):
             )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The trainer, with `run_logger` unless the configuration names a logger."""
+        """The trainer, with `run_logger` unless the configuration names a logger.
+
+        Raises:
+            UserError: If its settings are impossible here, or contradict each other.
+        """
         config = self.config_init[self.config_init["subcommand"]]
         if config["trainer"]["logger"] is None:
             folder = Path(config["trainer"]["default_root_dir"] or ".")
             kwargs["logger"] = run_logger(folder, config["project"])
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError, ImportError) as error:
+            said = " ".join(str(error).split())
+            raise UserError(f"trainer: {said.rstrip('.')}; change that in trainer.") from error
 
     def before_fit(self) -> None:
         """Checks the data before anything is written, and continues an unfinished run."""

@@ -2,11 +2,13 @@
 
 import errno
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from cxr_lightning import __version__
 from cxr_lightning.arguments import explain
@@ -146,6 +148,33 @@ def test_mistakes_in_the_options_of_a_stage(
 ) -> None:
     said = fails(capsys, "fit", "--config", CONFIGS / "moco.yaml", "--data.root", "x", flag)
     assert said.endswith(f"cxr fit: error: {sentence}\n")
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU")
+def test_no_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    args = ("--config", CONFIGS / "vae.yaml", "--config", CONFIGS / "scale/gpu8.yaml")
+    for command in ("fit", "benchmark"):
+        said = fails(capsys, command, *args, "--data.root", "x")
+        assert said.endswith(
+            f"cxr {command}: error: trainer.accelerator: gpu was asked for and there is no GPU "
+            "here; use --config configs/scale/cpu.yaml.\n"
+        )
+
+
+@pytest.mark.parametrize(
+    ("flag", "sentence"),
+    [
+        ("--trainer.strategy=foo", "trainer: You selected an invalid strategy name: .*foo.*"),
+        ("--trainer.devices=0", r"trainer: `Trainer\(devices='0'\)` value is not a valid input .*"),
+        ("--trainer.max_steps=-5", "trainer: `max_steps` must be a non-negative integer .*"),
+        ("--trainer.accelerator=tpu", "trainer: Requirement 'torch_xla.*"),
+    ],
+)
+def test_mistakes_that_the_trainer_finds(
+    flag: str, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = fails(capsys, *smoke("vae", tmp_path), flag)
+    assert re.search(f"cxr fit: error: {sentence}; change that in trainer.\n$", said)
 
 
 def test_mistyped_key_in_a_file_is_named(
