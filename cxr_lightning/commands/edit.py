@@ -145,7 +145,7 @@ def edit(
         index = torch.tensor([tile["row"] for tile in part])
         before = stated.rows(0 * index).to(generator.device)
         if given is None:
-            image = drawn_end(generator, before, index, index, seed)
+            image = drawn_end(generator, before, index, index, seed, sampling.guidance)
         else:
             pixels = given[index].to(generator.device)
             image = given_end(generator, pixels, before, index, seed)

@@ -103,7 +103,7 @@ def interpolate(
         t = torch.tensor([tile["t"] for tile in part], device=generator.device)
         images = [None, None] if given is None else list(given)
         start, end = (
-            _end(generator, [tile[side] for tile in part], conditions, image, seed)
+            _end(generator, [tile[side] for tile in part], conditions, image, seed, guidance)
             for side, image in zip(SIDES, images, strict=True)
         )
         return between(generator, start, end, t, sampling, curve)
@@ -130,6 +130,7 @@ def _end(
     conditions: dict[str, Condition],
     given: Float[Tensor, "1 h w"] | None,
     seed: int,
+    guidance: float,
 ) -> End:
     """The ends on one side of a batch, as `_tiles` describes them."""
     shown = Condition.cat([conditions[end["condition"]] for end in described])
@@ -137,7 +138,7 @@ def _end(
     noise = torch.tensor([end["noise"] for end in described])
     if given is None:
         latent = torch.tensor([end["latent"] for end in described])
-        return drawn_end(generator, shown, latent, noise, seed)
+        return drawn_end(generator, shown, latent, noise, seed, guidance)
     image = given.expand(len(described), -1, -1, -1).to(generator.device)
     return given_end(generator, image, shown, noise, seed)
 

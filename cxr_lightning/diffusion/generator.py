@@ -262,22 +262,25 @@ class Generator(nn.Module):
         Args:
             condition: What each image shall show.
             index: Number of each image.
-            sampling: Sampler, steps, guidance: the null branch keeps x_hat and knows no condition.
+            sampling: Sampler, steps, guidance: of the latent prior, and of the denoiser, whose null
+                branch keeps x_hat and knows no condition.
             seed: Seed of the set.
 
         Raises:
             UserError: If the sampling does not fit the model.
         """
         noise = ImageNoise(seed, index, self.device)
-        z = self.draw_latent(condition, noise)
+        z = self.draw_latent(condition, noise, sampling.guidance)
         return self.refine(z, condition, noise, sampling)
 
     @torch.no_grad()
-    def draw_latent(self, condition: Condition, noise: Noise) -> Float[Tensor, "b d"] | None:
+    def draw_latent(
+        self, condition: Condition, noise: Noise, guidance: float = 1.0
+    ) -> Float[Tensor, "b d"] | None:
         """Latent codes from the prior and the next numbers of the noise; None without a prior."""
         if self.prior is None:
             return None
-        z: Tensor = self.prior(noise.normal(self.prior.noise_dim), condition)
+        z: Tensor = self.prior(noise.normal(self.prior.noise_dim), condition, guidance)
         return z
 
     @torch.no_grad()

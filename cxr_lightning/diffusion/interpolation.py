@@ -95,6 +95,7 @@ def drawn_end(
     latent: Int[Tensor, " b"],
     noise: Int[Tensor, " b"],
     seed: int = 0,
+    guidance: float = 1.0,
 ) -> End:
     """The end that is `Generator.sample`'s image, where both numbers are that image's.
 
@@ -104,8 +105,9 @@ def drawn_end(
         latent: Number of the image whose latent noise is taken.
         noise: Number of the image whose diffusion noise is taken.
         seed: Seed of the set.
+        guidance: Of the latent prior.
     """
-    z = generator.draw_latent(condition, ImageNoise(seed, latent, generator.device))
+    z = generator.draw_latent(condition, ImageNoise(seed, latent, generator.device), guidance)
     streams = ImageNoise(seed, noise, generator.device)
     if generator.prior is not None:
         streams.normal(generator.prior.noise_dim)  # the diffusion's numbers come behind these

@@ -35,9 +35,11 @@ class Sampling:
             (Song et al. 2023, arXiv 2303.01469, algorithm 1).
         steps: Number of denoising steps, and of network evaluations without guidance.
         guidance: Weight g of classifier-free guidance, null + g (conditional - null) (Ho and
-            Salimans 2022, arXiv 2207.12598); 1 is no guidance and costs half.
-        guidance_interval: Where there is guidance: from and to which share of the diffusion steps,
-            0 the clean image, 1 pure noise (Kynkäänniemi et al. 2024, arXiv 2404.07724).
+            Salimans 2022, arXiv 2207.12598), of the denoiser and, for new images, of the latent
+            prior; 1 is no guidance and costs half.
+        guidance_interval: Where there is guidance of the denoiser: from and to which share of the
+            diffusion steps, 0 the clean image, 1 pure noise (Kynkäänniemi et al. 2024, arXiv
+            2404.07724).
         eta: Stochasticity of `ddim`: 0 none, 1 as much as the ancestral sampler.
         spacing: `trailing`, evenly in time (Lin et al. 2023, arXiv 2305.08891, section 3.3);
             `logsnr`, evenly in the log signal-to-noise ratio (Lu et al. 2022, arXiv 2206.00927).

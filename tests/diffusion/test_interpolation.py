@@ -147,7 +147,7 @@ def test_the_ends_are_the_images_of_generate_bit_for_bit(build, form, sampler):
     i, j = torch.tensor([0, 4]), torch.tensor([9, 2])
     plain = [generator.sample(c, n, sampling, seed=3) for c, n in ((left, i), (right, j))]
     for t in (0, 1):
-        ends = (drawn_end(generator, left, i, i, 3), drawn_end(generator, right, j, j, 3))
+        ends = [drawn_end(generator, c, n, n, 3, 1.5) for c, n in ((left, i), (right, j))]
         made = interpolate(generator, *ends, torch.full((2,), float(t)), sampling)
         assert torch.equal(made, plain[t])
 

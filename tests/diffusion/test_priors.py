@@ -269,3 +269,76 @@ def test_a_component_that_is_no_images_first_choice_is_never_drawn():
     first = prior(torch.randn(500, D + 1), Condition.unknown(500))[:, 0]
     assert (first < 50.0).all()
     assert 0.3 < float((first < -50.0).float().mean()) < 0.7
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_guidance_one_is_the_condition_and_zero_is_none(monkeypatch, kind):
+    monkeypatch.setattr(flow, "STEPS", 30)
+    prior, stated = LatentPrior(latent_dim=D, kind=kind), conditions(6, seed=5)
+    prior.fit(torch.randn(200, D, generator=torch.Generator().manual_seed(2)), conditions(200))
+    noise = torch.randn(6, prior.noise_dim, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(prior(noise, stated, 1.0), prior(noise, stated))
+    torch.testing.assert_close(prior(noise, stated, 0.0), prior(noise, Condition.unknown(6)))
+
+
+def test_guidance_of_a_gaussian_is_the_product_of_the_two_densities():
+    """log N(m_g, S) = g log N(m_c, S) + (1 - g) log N(m_0, S) + a constant."""
+    prior, stated, g = GaussianPrior(D), conditions(1, seed=5), 2.5
+    prior.fit(torch.randn(200, D, generator=torch.Generator().manual_seed(2)), conditions(200))
+    nothing = torch.zeros(1, D)
+    means = [
+        prior(nothing, c, w)[0]
+        for c, w in ((stated, g), (stated, 1.0), (Condition.unknown(1), 1.0))
+    ]
+    guided, conditional, null = (
+        torch.distributions.MultivariateNormal(m, scale_tril=prior.factor) for m in means
+    )
+    z = torch.randn(50, D, generator=torch.Generator().manual_seed(3))
+    product = g * conditional.log_prob(z) + (1 - g) * null.log_prob(z)
+    constant = guided.log_prob(z) - product
+    torch.testing.assert_close(constant, constant.mean().expand(50), rtol=0, atol=1e-3)
+
+
+def test_guidance_of_a_flow_is_that_of_its_velocity(monkeypatch):
+    """Heun's method by hand, in the flow's own 25 steps."""
+    monkeypatch.setattr(flow, "STEPS", 30)
+    prior, stated, g = flow.FlowPrior(D), conditions(3, seed=5), 3.0
+    prior.fit(torch.randn(200, D, generator=torch.Generator().manual_seed(2)), conditions(200))
+    noise = torch.randn(3, D, generator=torch.Generator().manual_seed(3))
+
+    def guided(z: Tensor, s: float) -> Tensor:
+        time = torch.full((3,), s)
+        null = prior.velocity(z, time, Condition.unknown(3))
+        return null + g * (prior.velocity(z, time, stated) - null)
+
+    z = noise
+    with torch.no_grad():
+        for i in range(25):
+            first = guided(z, i / 25)
+            z = z + (first + guided(z + first / 25, (i + 1) / 25)) / 50
+        expected = prior.mean + prior.scale * z
+    torch.testing.assert_close(prior(noise, stated, g), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "mixture", "flow"])
+def test_guidance_makes_codes_plainer(monkeypatch, kind):
+    """Two overlapping clusters: the guided codes of one are on its side more often."""
+    monkeypatch.setattr(flow, "STEPS", 400)
+    n = 2_000
+    generator = torch.Generator().manual_seed(4)
+    ill = torch.rand(n, generator=generator) < 0.5
+    z = torch.randn(n, D, generator=generator) + torch.where(ill, 0.7, -0.7)[:, None] * (
+        torch.arange(D) == 0
+    )
+    value = torch.zeros(n, len(FIELDS))
+    value[:, 7] = ill.float()
+    prior = LatentPrior(latent_dim=D, kind=kind)
+    prior.fit(z, Condition.of(value, torch.arange(len(FIELDS)).expand(n, -1) == 7))
+    known = torch.arange(len(FIELDS)).expand(500, -1) == 7
+    stated = Condition.of(known.float(), known)
+    noise = torch.randn(len(stated.value), prior.noise_dim, generator=generator)
+    shares = [float((prior(noise, stated, g)[:, 0] > 0).float().mean()) for g in (0.0, 1.0, 2.0)]
+    # P(N(0.7, 1) > 0) = 0.76, with the null's mean at 0; a share of 500 has an error of 0.02
+    assert shares[0] == pytest.approx(0.5, abs=0.08)
+    assert shares[1] == pytest.approx(0.76, abs=0.08)
+    assert shares[2] > shares[1] + 0.06

@@ -74,9 +74,18 @@ class LatentPrior(nn.Module, PyTorchModelHubMixin):
         self.model.fit(z, condition)
         self.fitted.fill_(True)
 
-    def forward(self, noise: Float[Tensor, "b e"], condition: Condition) -> Float[Tensor, "b d"]:
-        """Latent codes for a condition from standard normal noise of `noise_dim` numbers."""
+    def forward(
+        self, noise: Float[Tensor, "b e"], condition: Condition, guidance: float = 1.0
+    ) -> Float[Tensor, "b d"]:
+        """Latent codes for a condition from standard normal noise of `noise_dim` numbers.
+
+        Args:
+            noise: Standard normal numbers.
+            condition: What the images shall show.
+            guidance: Weight g of classifier-free guidance, p(z | c)^g p(z)^(1 - g): 1 for none,
+                larger for codes that are plainer for the condition, and vary less.
+        """
         if not self.fitted:
             return noise[:, : self.latent_dim]
-        z: Tensor = self.model(noise, condition)
+        z: Tensor = self.model(noise, condition, guidance)
         return z

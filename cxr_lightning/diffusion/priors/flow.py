@@ -74,13 +74,27 @@ class FlowPrior(nn.Module):
         return velocity
 
     @torch.no_grad()
-    def forward(self, noise: Float[Tensor, "b d"], condition: Condition) -> Float[Tensor, "b d"]:
-        """Latent codes for a condition from standard normal noise; Heun's method."""
+    def forward(
+        self, noise: Float[Tensor, "b d"], condition: Condition, guidance: float = 1.0
+    ) -> Float[Tensor, "b d"]:
+        """Latent codes for a condition from standard normal noise; Heun's method.
+
+        Guidance is that of the velocity (Zheng et al. 2023, arXiv 2311.13443): that with no
+        condition plus g times the difference to it.
+        """
+        null = Condition.unknown(len(noise), noise.device)
+
+        def velocity(z: Tensor, s: Tensor) -> Tensor:
+            conditional = self.velocity(z, s, condition)
+            if guidance == 1.0:
+                return conditional
+            return torch.lerp(self.velocity(z, s, null), conditional, guidance)
+
         z, step = noise, 1.0 / SOLVER_STEPS
         for i in range(SOLVER_STEPS):
             start, end = (torch.full_like(z[:, 0], j * step) for j in (i, i + 1))
-            first = self.velocity(z, start, condition)
-            second = self.velocity(z + step * first, end, condition)
+            first = velocity(z, start)
+            second = velocity(z + step * first, end)
             z = z + 0.5 * step * (first + second)
         return self.mean + self.scale * z
 

@@ -45,14 +45,20 @@ class GaussianPrior(nn.Module):
         self.weight.copy_(weight)
         self.factor.copy_(torch.linalg.cholesky(shrink(covariance, self.shrinkage)))
 
-    def forward(self, noise: Float[Tensor, "b d"], condition: Condition) -> Float[Tensor, "b d"]:
-        """Latent codes for a condition from standard normal noise."""
-        return features(condition) @ self.weight + noise @ self.factor.T
+    def forward(
+        self, noise: Float[Tensor, "b d"], condition: Condition, guidance: float = 1.0
+    ) -> Float[Tensor, "b d"]:
+        """Latent codes for a condition from standard normal noise.
+
+        Of two Gaussians of one covariance, N(m_c, S)^g N(m_0, S)^(1 - g) is N(m_0 + g (m_c - m_0),
+        S); m_0 = W f(nothing known).
+        """
+        return features(condition, guidance) @ self.weight + noise @ self.factor.T
 
 
-def features(condition: Condition) -> Float[Tensor, "b 52"]:
-    """A one, and what is known of each field."""
-    stated = condition.features()
+def features(condition: Condition, guidance: float = 1.0) -> Float[Tensor, "b 52"]:
+    """A one, and what is known of each field, g times as far from "nothing known", which is 0."""
+    stated = guidance * condition.features()
     return torch.cat([stated.new_ones(len(stated), 1), stated], dim=1)
 
 

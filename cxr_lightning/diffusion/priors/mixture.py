@@ -65,9 +65,15 @@ class MixturePrior(nn.Module):
             self.factors[k] = factor.to(self.factors)
         self.gate.copy_(self._gate(f.cpu().numpy(), share.argmax(dim=1).cpu().numpy(), number))
 
-    def forward(self, noise: Float[Tensor, "b e"], condition: Condition) -> Float[Tensor, "b d"]:
-        """Latent codes for a condition from standard normal noise."""
-        f = features(condition)
+    def forward(
+        self, noise: Float[Tensor, "b e"], condition: Condition, guidance: float = 1.0
+    ) -> Float[Tensor, "b d"]:
+        """Latent codes for a condition from standard normal noise.
+
+        Guidance is that of each component, as in `GaussianPrior`, and of p(k | c), whose log odds
+        are linear in f.
+        """
+        f = features(condition, guidance)
         # 0 times infinity: the gate's rows behind the first are finite.
         logits = f[:, 1:] @ self.gate[1:] + self.gate[0]
         below = torch.special.ndtr(noise[:, -1:])

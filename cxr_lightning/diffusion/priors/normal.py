@@ -20,6 +20,8 @@ class NormalPrior(nn.Module):
     def fit(self, z: Float[Tensor, "n d"], condition: Condition) -> None:
         """Nothing is fitted."""
 
-    def forward(self, noise: Float[Tensor, "b d"], condition: Condition) -> Float[Tensor, "b d"]:
+    def forward(
+        self, noise: Float[Tensor, "b d"], condition: Condition, guidance: float = 1.0
+    ) -> Float[Tensor, "b d"]:
         """The noise itself."""
         return noise
