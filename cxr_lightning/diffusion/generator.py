@@ -195,7 +195,7 @@ class Generator(nn.Module):
             first: Number of the first image: 8 goes on where a call with `count` 8 ended.
             sampler: See `Sampling`, also for the following ones.
             steps: Number of denoising steps.
-            guidance: Weight of classifier-free guidance; 1 for none.
+            guidance: Weight of classifier-free guidance, of latent prior and denoiser; 1 for none.
             guidance_interval: Where there is guidance.
             eta: Stochasticity of ddim.
             spacing: How the steps are spread.
