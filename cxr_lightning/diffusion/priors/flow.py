@@ -33,7 +33,8 @@ class FlowPrior(nn.Module):
 
     A perceptron v(z_s, s, c) learns the velocity z - noise along z_s = (1 - s) noise + s z, on
     standardised codes; a latent code is the end of the ODE dz = v ds from noise. Fields of the
-    condition are dropped at random, so any subset may be stated. A tenth of the codes is held out,
+    condition are dropped at random, so any subset may be stated; the weights of the condition start
+    at zero, so that a field that no training image knows leaves no trace. A tenth of the codes is held out,
     and the weights that serve these best are kept: with few images a flow repeats their codes.
 
     Args:
@@ -53,6 +54,7 @@ class FlowPrior(nn.Module):
         self.register_buffer("scale", torch.ones(latent_dim))
         inputs = latent_dim + TIME_WIDTH + 3 * len(FIELDS) + (text_dim + 1 if text_dim else 0)
         self.first = nn.Linear(inputs, width)
+        nn.init.zeros_(self.first.weight[:, latent_dim + TIME_WIDTH :])  # see the docstring
         self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in range(LAYERS)])
         self.layers = nn.ModuleList([nn.Linear(width, width) for _ in range(LAYERS)])
         self.last = nn.Linear(width, latent_dim)
