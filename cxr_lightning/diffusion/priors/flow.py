@@ -34,8 +34,9 @@ class FlowPrior(nn.Module):
     A perceptron v(z_s, s, c) learns the velocity z - noise along z_s = (1 - s) noise + s z, on
     standardised codes; a latent code is the end of the ODE dz = v ds from noise. Fields of the
     condition are dropped at random, so any subset may be stated; the weights of the condition start
-    at zero, so that a field that no training image knows leaves no trace. A tenth of the codes is held out,
-    and the weights that serve these best are kept: with few images a flow repeats their codes.
+    at zero, so that a field that no training image knows leaves no trace. A tenth of the codes is
+    held out, and the weights that serve these best are kept: with few images a flow repeats their
+    codes.
 
     Args:
         latent_dim: Dimension of the latent code.
