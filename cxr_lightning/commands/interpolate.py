@@ -76,7 +76,8 @@ def interpolate(
         seed: Seed of the images.
         sampler: ddpm (ancestral), ddim, dpmpp_2m, dpmpp_3m (DPM-Solver++) or unipc.
         steps: Number of denoising steps.
-        guidance: Weight of classifier-free guidance; 1 for none, larger for stronger conditions.
+        guidance: Weight of classifier-free guidance, of the latent prior (of new images) and the
+            denoiser; 1 for none, larger for plainer conditions and less variety.
         guidance_interval: From and to which share of the diffusion steps there is guidance, such as
             0.2 0.8 (0 the clean image, 1 pure noise); default: all of them.
         eta: Stochasticity of ddim, 0 to 1.
