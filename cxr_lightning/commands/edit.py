@@ -30,7 +30,8 @@ from cxr_lightning.data.vocabulary import find_observation, state_finding
 from cxr_lightning.diffusion.direction import condition_direction
 from cxr_lightning.diffusion.generator import FEW, Generator
 from cxr_lightning.diffusion.interpolation import drawn_end, given_end
-from cxr_lightning.diffusion.samplers import SamplerName, Sampling, Spacing
+from cxr_lightning.diffusion.samplers import SamplerName, Sampling
+from cxr_lightning.diffusion.spacing import Spacing
 from cxr_lightning.errors import UserError
 from cxr_lightning.metrics.classification import auroc
 from cxr_lightning.progress import progress_bar
@@ -116,7 +117,8 @@ def edit(
         guidance_interval: From and to which share of the diffusion steps there is guidance, such as
             0.2 0.8 (0 the clean image, 1 pure noise); default: all of them.
         eta: Stochasticity of ddim, 0 to 1.
-        spacing: trailing (steps evenly in time) or logsnr (in the log signal-to-noise ratio).
+        spacing: trailing (steps evenly in time), beta (closer at both ends) or logsnr (evenly in
+            the log signal-to-noise ratio).
         start: Share of the diffusion to begin at; below 1 from the VAE's image, noised to there.
         batch_size: Images made at once.
         device: cpu, cuda, cuda:1, ..., or auto.

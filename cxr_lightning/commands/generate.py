@@ -23,7 +23,8 @@ from cxr_lightning.data.text_encoder import TextEncoder, check_text_encoder
 from cxr_lightning.data.vocabulary import View, parse_condition
 from cxr_lightning.data.writers import ImageFormat
 from cxr_lightning.diffusion.generator import Generator
-from cxr_lightning.diffusion.samplers import SamplerName, Sampling, SamplingPrecision, Spacing
+from cxr_lightning.diffusion.samplers import SamplerName, Sampling, SamplingPrecision
+from cxr_lightning.diffusion.spacing import Spacing
 from cxr_lightning.errors import UserError
 from cxr_lightning.hub import ProductSource, find_product
 from cxr_lightning.progress import progress_bar
@@ -108,7 +109,8 @@ def generate(
         guidance_interval: From and to which share of the diffusion steps there is guidance, such as
             0.2 0.8 (0 the clean image, 1 pure noise); default: all of them.
         eta: Stochasticity of ddim, 0 to 1.
-        spacing: trailing (steps evenly in time) or logsnr (in the log signal-to-noise ratio).
+        spacing: trailing (steps evenly in time), beta (closer at both ends) or logsnr (evenly in
+            the log signal-to-noise ratio).
         start: Share of the diffusion to begin at; below 1 from the VAE's image, noised to there.
         precision: Of the denoiser: fp32, or bf16, faster on GPUs and on CPUs with instructions for
             it; grey values differ by rounding.

@@ -19,14 +19,9 @@ from cxr_lightning.diffusion.batches import padded_batches
 from cxr_lightning.diffusion.priors import LatentPrior
 from cxr_lightning.diffusion.process import x0_from_output
 from cxr_lightning.diffusion.random import EvenNoise, ImageNoise, Noise
-from cxr_lightning.diffusion.samplers import (
-    SamplerName,
-    Sampling,
-    SamplingPrecision,
-    Spacing,
-    sample,
-)
+from cxr_lightning.diffusion.samplers import SamplerName, Sampling, SamplingPrecision, sample
 from cxr_lightning.diffusion.schedule import alpha_bar
+from cxr_lightning.diffusion.spacing import Spacing
 from cxr_lightning.diffusion.synthetic_images import SyntheticImages
 from cxr_lightning.errors import UserError
 from cxr_lightning.hub import find_product

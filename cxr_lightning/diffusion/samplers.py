@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -13,10 +12,10 @@ from torch import Tensor
 from cxr_lightning.diffusion.process import add_noise, ddim_step, ddpm_step, epsilon_from_x0
 from cxr_lightning.diffusion.random import Noise
 from cxr_lightning.diffusion.solvers import Estimate, dpm_solver, unipc_correct, unipc_predict
+from cxr_lightning.diffusion.spacing import Spacing, kept_times
 from cxr_lightning.errors import UserError
 
 SamplerName = Literal["ddpm", "ddim", "dpmpp_2m", "dpmpp_3m", "unipc", "consistency"]
-Spacing = Literal["trailing", "logsnr"]
 SamplingPrecision = Literal["fp32", "bf16"]
 CleanEstimate = Callable[[Float[Tensor, "b c h w"], int], Float[Tensor, "b c h w"]]
 """Estimates x_0; called with the state y_t and the step t in 1..T."""
@@ -42,7 +41,8 @@ class Sampling:
             2404.07724).
         eta: Stochasticity of `ddim`: 0 none, 1 as much as the ancestral sampler.
         spacing: `trailing`, evenly in time (Lin et al. 2023, arXiv 2305.08891, section 3.3);
-            `logsnr`, evenly in the log signal-to-noise ratio (Lu et al. 2022, arXiv 2206.00927).
+            `beta`, closer at both ends (Lee et al. 2024, arXiv 2407.12173); `logsnr`, evenly in the
+            log signal-to-noise ratio (Lu et al. 2022, arXiv 2206.00927).
         start: Share of the diffusion steps to begin at. Below 1 the VAE's image, noised to there,
             takes the place of pure noise (Lyu et al. 2022, arXiv 2205.12524).
         precision: What the denoiser computes in: `fp32`, or `bf16` (autocast), which is faster on
@@ -107,28 +107,6 @@ class Sampling:
         return self.guidance != 1.0 and low <= t / timesteps <= high
 
 
-def kept_times(first: int, steps: int) -> list[int]:
-    """Exactly `steps` distinct times from `first` down, evenly spaced, `first` included."""
-    return [round(float(t)) for t in first - np.arange(steps) * (first / steps)]
-
-
-def kept_times_logsnr(level: Float[Tensor, " t1"], first: int, steps: int) -> list[int]:
-    """Exactly `steps` distinct times from `first` to 1, as evenly as possible in the level.
-
-    Args:
-        level: Half the log signal-to-noise ratio of the times 0..T, falling.
-        first: The first time.
-        steps: Number of times, 1 to `first`.
-    """
-    wanted = np.linspace(float(level[first]), float(level[1]), steps)
-    times = level[1 : first + 1].flip(0).numpy()  # of first..1, rising
-    nearest = np.abs(times[None] - wanted[:, None]).argmin(axis=1)
-    # Strictly falling, and with enough times left for the steps behind.
-    index = np.maximum.accumulate(nearest - np.arange(steps)).clip(max=first - steps)
-    chosen: list[int] = (first - index - np.arange(steps)).tolist()
-    return chosen
-
-
 def levels(alpha_bar: Float[Tensor, " t1"]) -> Float[Tensor, " t1"]:
     """Half the log signal-to-noise ratio of every time.
 
@@ -170,10 +148,7 @@ def sample(
     """
     level = levels(alpha_bar)
     first = sampling.first_time(len(alpha_bar) - 1)
-    if sampling.spacing == "trailing":
-        times = kept_times(first, sampling.steps)
-    else:
-        times = kept_times_logsnr(level, first, sampling.steps)
+    times = kept_times(sampling.spacing, level, first, sampling.steps)
     y = noise.normal(*shape)
     if sampling.start < 1.0:
         if begin_with is None:

@@ -9,8 +9,9 @@ from torch import Tensor
 from cxr_lightning.diffusion.consistency import earlier_time, gap_at
 from cxr_lightning.diffusion.process import add_noise, x0_from_output
 from cxr_lightning.diffusion.random import ImageNoise
-from cxr_lightning.diffusion.samplers import Sampling, kept_times, sample
+from cxr_lightning.diffusion.samplers import Sampling, sample
 from cxr_lightning.diffusion.schedule import alpha_bar
+from cxr_lightning.diffusion.spacing import trailing_times
 from cxr_lightning.types import Condition
 
 MEAN, SD = 0.1, 0.15
@@ -118,7 +119,7 @@ def test_each_step_noises_the_estimate_anew():
     made = sample(estimate, ImageNoise(5, index), (1, 4, 4), a, Sampling("consistency", 4))
     noise = ImageNoise(5, index)
     y = noise.normal(1, 4, 4)
-    times = kept_times(100, 4)
+    times = trailing_times(100, 4)
     assert [t for t, _ in seen] == times
     for i, t in enumerate(times):
         torch.testing.assert_close(seen[i][1], y, rtol=0, atol=1e-6)

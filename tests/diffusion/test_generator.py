@@ -18,8 +18,9 @@ from cxr_lightning.diffusion.process import (
     x0_from_epsilon,
 )
 from cxr_lightning.diffusion.random import EvenNoise, ImageNoise
-from cxr_lightning.diffusion.samplers import SamplerName, Sampling, kept_times
+from cxr_lightning.diffusion.samplers import SamplerName, Sampling
 from cxr_lightning.diffusion.schedule import alpha_bar
+from cxr_lightning.diffusion.spacing import trailing_times
 from cxr_lightning.errors import UserError
 from cxr_lightning.types import FIELDS, Condition
 
@@ -176,7 +177,7 @@ def test_generation_is_the_formulas_written_out(build, form, prediction):
         y = noise.normal(1, 32, 32)
         y = y / y.square().mean((1, 2, 3), keepdim=True).sqrt()
         a = alpha_bar("linear", 50)
-        times = kept_times(50, 4)
+        times = trailing_times(50, 4)
         for t, s in zip(times, [*times[1:], 0], strict=True):
             a_t = a[t].float().expand(2)
             epsilons = []

@@ -14,8 +14,8 @@ from cxr_lightning.diffusion.process import (
     x0_from_epsilon,
     x0_from_velocity,
 )
-from cxr_lightning.diffusion.samplers import kept_times
 from cxr_lightning.diffusion.schedule import alpha_bar
+from cxr_lightning.diffusion.spacing import trailing_times
 
 T = 1000
 A = alpha_bar("linear", T)
@@ -167,7 +167,7 @@ def test_ddpm_step_equals_diffusers(monkeypatch, steps, clip):
     oracle.alphas_cumprod = A[1:]  # float64, so that only formulas are compared
     oracle.one = torch.tensor(1.0, dtype=torch.float64)
     oracle.set_timesteps(steps)
-    times = kept_times(T, steps)
+    times = trailing_times(T, steps)
     y, epsilon, _, fresh = state()
     replay(monkeypatch, "scheduling_ddpm", fresh)
     kept = range(steps) if steps < 20 else [0, 1, steps // 2, steps - 2, steps - 1]
@@ -197,7 +197,7 @@ def test_ddim_step_equals_diffusers(monkeypatch, steps, eta, clip):
     oracle.alphas_cumprod = A[1:]
     oracle.final_alpha_cumprod = torch.tensor(1.0, dtype=torch.float64)
     oracle.set_timesteps(steps)
-    times = kept_times(T, steps)
+    times = trailing_times(T, steps)
     assert [int(t) + 1 for t in oracle.timesteps] == times
     y, epsilon, _, fresh = state()
     for i in (0, 1, steps // 2, steps - 2, steps - 1):

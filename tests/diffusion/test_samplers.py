@@ -1,5 +1,6 @@
 """Samplers: exact step counts, and a perfect noise prediction recovers the image."""
 
+import math
 from typing import get_args
 
 import pytest
@@ -8,15 +9,9 @@ from torch import Tensor
 
 from cxr_lightning.diffusion.process import epsilon_from_x0, x0_from_epsilon
 from cxr_lightning.diffusion.random import ImageNoise
-from cxr_lightning.diffusion.samplers import (
-    SamplerName,
-    Sampling,
-    kept_times,
-    kept_times_logsnr,
-    levels,
-    sample,
-)
+from cxr_lightning.diffusion.samplers import SamplerName, Sampling, levels, sample
 from cxr_lightning.diffusion.schedule import alpha_bar
+from cxr_lightning.diffusion.spacing import Spacing, kept_times, trailing_times
 from cxr_lightning.errors import UserError
 
 SHAPE = (1, 4, 4)
@@ -24,34 +19,50 @@ SAMPLERS = get_args(SamplerName)
 
 
 @pytest.mark.parametrize("timesteps", [1, 7, 50, 1000])
-@pytest.mark.parametrize("spacing", ["trailing", "logsnr"])
+@pytest.mark.parametrize("spacing", get_args(Spacing))
 def test_every_number_of_steps_is_exact_and_includes_the_last_time(timesteps, spacing):
     level = levels(alpha_bar("linear", timesteps))
     for steps in range(1, timesteps + 1):
-        if spacing == "trailing":
-            times = kept_times(timesteps, steps)
-        else:
-            times = kept_times_logsnr(level, timesteps, steps)
+        times = kept_times(spacing, level, timesteps, steps)
         assert len(times) == len(set(times)) == steps
         assert times == sorted(times, reverse=True)
         assert times[0] == timesteps
         assert times[-1] >= 1
 
 
-def test_all_steps_are_all_times():
-    assert kept_times(1000, 1000) == list(range(1000, 0, -1))
+@pytest.mark.parametrize("spacing", get_args(Spacing))
+def test_all_steps_are_all_times(spacing):
     level = levels(alpha_bar("cosine", 1000))
-    assert kept_times_logsnr(level, 1000, 1000) == list(range(1000, 0, -1))
+    assert kept_times(spacing, level, 1000, 1000) == list(range(1000, 0, -1))
 
 
 def test_logsnr_spacing_is_even_in_the_level_and_ends_at_one():
     level = levels(alpha_bar("linear", 1000))
-    times = kept_times_logsnr(level, 1000, 10)
+    times = kept_times("logsnr", level, 1000, 10)
     assert (times[0], times[-1]) == (1000, 1)
     steps = level[times].diff()
     # A whole time away at most on both sides; the coarsest grid is at the clean end.
     slack = float(-level[1:21].diff().min())
     assert (steps - steps.mean()).abs().max() < 2 * slack
+
+
+@pytest.mark.parametrize("first", [1000, 700])
+def test_beta_spacing_leaves_the_same_share_of_a_beta_distribution_between_all_times(first):
+    level = levels(alpha_bar("linear", 1000))
+    times = kept_times("beta", level, first, 20)
+    # The density integrated by hand; x = sin(u)^2 takes its poles at 0 and 1 away.
+    u = torch.linspace(0.0, math.pi / 2, 200_001, dtype=torch.float64)
+    density = torch.sin(u) ** 0.2 * torch.cos(u) ** 0.2
+    mass = torch.cumulative_trapezoid(density, u)
+    mass = torch.cat([mass.new_zeros(1), mass]) / mass[-1]
+    for i, t in enumerate(times):
+        low, high = (
+            float(mass[int(torch.searchsorted(torch.sin(u) ** 2, min(max(x, 0.0), 1.0)))])
+            if x < 1.0
+            else 1.0
+            for x in ((t - 0.5) / first, (t + 0.5) / first)
+        )
+        assert low - 1e-4 <= 1.0 - i / 20 <= high + 1e-4
 
 
 @pytest.mark.parametrize(
@@ -108,7 +119,7 @@ def test_a_perfect_prediction_recovers_the_image(sampler, steps, schedule):
     oracle = Oracle(x0, a)
     noise = ImageNoise(0, torch.arange(2))
     made = sample(oracle, noise, SHAPE, a, Sampling(sampler, steps))
-    assert oracle.times == kept_times(1000, steps)
+    assert oracle.times == trailing_times(1000, steps)
     # the last step returns the estimate of x0: one division by sqrt(A_t), of at most
     # 4 float32 roundings of numbers up to 4 / sqrt(A_t)
     tolerance = 16 * 2**-24 / max(float(a[oracle.times[-1]]), 1e-12) ** 0.5  # 0: told as it is

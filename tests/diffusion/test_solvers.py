@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cxr_lightning.diffusion.process import ddim_step, epsilon_from_x0
 from cxr_lightning.diffusion.random import ImageNoise
-from cxr_lightning.diffusion.samplers import ORDERS, SamplerName, Sampling, kept_times, sample
+from cxr_lightning.diffusion.samplers import ORDERS, SamplerName, Sampling, sample
 from cxr_lightning.diffusion.schedule import alpha_bar
 from cxr_lightning.diffusion.solvers import (
     Estimate,
@@ -24,6 +24,7 @@ from cxr_lightning.diffusion.solvers import (
     unipc_correct,
     unipc_predict,
 )
+from cxr_lightning.diffusion.spacing import trailing_times
 
 SHAPE = (1, 4, 4)
 LEVELS = (-1.7, -1.2, -0.4)
@@ -149,7 +150,7 @@ def test_equal_to_diffusers(name: SamplerName, steps: int) -> None:
         **settings,
     )
     scheduler.set_timesteps(steps)
-    assert [int(t) + 1 for t in scheduler.timesteps] == kept_times(1000, steps)
+    assert [int(t) + 1 for t in scheduler.timesteps] == trailing_times(1000, steps)
     y = _state()
     for t in scheduler.timesteps:
         y = scheduler.step(_guess(y, int(t) + 1), t, y).prev_sample
