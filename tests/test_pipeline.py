@@ -409,3 +409,33 @@ def test_killed_within_an_epoch_it_goes_on_with_any_number_of_processes(
             np.testing.assert_array_equal(again[name], weights, err_msg=name)
         else:  # the same sums in another order
             np.testing.assert_allclose(again[name], weights, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow
+def test_stopped_within_an_epoch_clusters_of_k_means_are_those_of_one_run(
+    prepared: Path, tmp_path: Path
+) -> None:
+    from safetensors.numpy import load_file
+
+    def fit(run: str, steps: int) -> None:
+        run_main(
+            [
+                *fit_args("moco", prepared, tmp_path),
+                f"--trainer.max_steps={steps}",  # an epoch has 13 batches or so, of 4 images
+                "--trainer.limit_val_batches=0",
+                "--checkpoint.every_n_train_steps=1",
+                "--model.init_args.clustering.scheme=kmeans",
+                "--model.init_args.clustering.clusters=3",
+                "--model.init_args.decay=constant",
+                f"--trainer.default_root_dir={tmp_path / run}",
+            ]
+        )
+
+    fit("whole", 18)
+    fit("stopped", 6)
+    fit("stopped", 18)
+    whole, again = (
+        load_file(tmp_path / run / "product/model.safetensors") for run in ("whole", "stopped")
+    )
+    for name, weights in whole.items():
+        np.testing.assert_array_equal(again[name], weights, err_msg=name)
