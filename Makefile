@@ -28,7 +28,6 @@ demo: $(VENV)/installed  ## phantom data, four small stages on the CPU, generate
 	test -f demo/prepared/header.json || \
 		$(CXR) prepare --source phantom --root demo/phantom --out demo/prepared --size 64 --patients 400
 	WANDB_MODE=$${WANDB_MODE:-disabled} $(MAKE) pipeline DATA=demo/prepared RUNS=demo SIZE=64 SCALE=cpu OVERLAY=configs/demo COUNT=32 \
-		GENERATE_FLAGS="--steps 20" \
 		EVALUATE_FLAGS="--axes fidelity representation condition privacy --classifier_steps 200 --bootstrap 100"
 	@echo "Open demo/report.html in a browser."
 

@@ -135,7 +135,7 @@ def test_one_value_where_a_file_should_have_a_list(
         ("--model.class_path=a.B", "model: a.B cannot be imported; give the path of a class."),
         (
             "--generation.sampling.spacing=x",
-            "generation.sampling.spacing: x is not possible; use trailing, beta or logsnr.",
+            "generation.sampling.spacing: x is not possible; use beta, trailing or logsnr.",
         ),
         (
             "--seed_everything=x",

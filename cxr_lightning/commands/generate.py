@@ -62,7 +62,7 @@ def generate(
     guidance: float = 1.0,
     guidance_interval: list[float] | None = None,
     eta: float = 0.0,
-    spacing: Spacing = "trailing",
+    spacing: Spacing = Sampling.spacing,
     start: float = 1.0,
     precision: SamplingPrecision = "fp32",
     reject: Path | None = None,
@@ -109,8 +109,8 @@ def generate(
         guidance_interval: From and to which share of the diffusion steps there is guidance, such as
             0.2 0.8 (0 the clean image, 1 pure noise); default: all of them.
         eta: Stochasticity of ddim, 0 to 1.
-        spacing: trailing (steps evenly in time), beta (closer at both ends) or logsnr (evenly in
-            the log signal-to-noise ratio).
+        spacing: Of the steps: beta (closer at both ends), trailing (evenly in time) or logsnr
+            (evenly in the log signal-to-noise ratio).
         start: Share of the diffusion to begin at; below 1 from the VAE's image, noised to there.
         precision: Of the denoiser: fp32, or bf16, faster on GPUs and on CPUs with instructions for
             it; grey values differ by rounding.

@@ -46,7 +46,7 @@ def interpolate(
     guidance: float = 1.0,
     guidance_interval: list[float] | None = None,
     eta: float = 0.0,
-    spacing: Spacing = "trailing",
+    spacing: Spacing = Sampling.spacing,
     start: float = 1.0,
     batch_size: int = 64,
     device: str = "auto",
@@ -82,8 +82,8 @@ def interpolate(
         guidance_interval: From and to which share of the diffusion steps there is guidance, such as
             0.2 0.8 (0 the clean image, 1 pure noise); default: all of them.
         eta: Stochasticity of ddim, 0 to 1.
-        spacing: trailing (steps evenly in time), beta (closer at both ends) or logsnr (evenly in
-            the log signal-to-noise ratio).
+        spacing: Of the steps: beta (closer at both ends), trailing (evenly in time) or logsnr
+            (evenly in the log signal-to-noise ratio).
         start: Share of the diffusion to begin at; below 1 from the VAE's image, noised to there.
         batch_size: Images made at once.
         device: cpu, cuda, cuda:1, ..., or auto.

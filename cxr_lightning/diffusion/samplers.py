@@ -40,9 +40,9 @@ class Sampling:
             diffusion steps, 0 the clean image, 1 pure noise (Kynkäänniemi et al. 2024, arXiv
             2404.07724).
         eta: Stochasticity of `ddim`: 0 none, 1 as much as the ancestral sampler.
-        spacing: `trailing`, evenly in time (Lin et al. 2023, arXiv 2305.08891, section 3.3);
-            `beta`, closer at both ends (Lee et al. 2024, arXiv 2407.12173); `logsnr`, evenly in the
-            log signal-to-noise ratio (Lu et al. 2022, arXiv 2206.00927).
+        spacing: `beta`, closer at both ends (Lee et al. 2024, arXiv 2407.12173); `trailing`, evenly
+            in time (Lin et al. 2023, arXiv 2305.08891, section 3.3); `logsnr`, evenly in the log
+            signal-to-noise ratio (Lu et al. 2022, arXiv 2206.00927).
         start: Share of the diffusion steps to begin at. Below 1 the VAE's image, noised to there,
             takes the place of pure noise (Lyu et al. 2022, arXiv 2205.12524).
         precision: What the denoiser computes in: `fp32`, or `bf16` (autocast), which is faster on
@@ -50,12 +50,12 @@ class Sampling:
             themselves, the latent prior and the VAE stay in fp32.
     """
 
-    sampler: SamplerName = "ddim"
-    steps: int = 50
+    sampler: SamplerName = "unipc"
+    steps: int = 20
     guidance: float = 1.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     eta: float = 0.0
-    spacing: Spacing = "trailing"
+    spacing: Spacing = "beta"
     start: float = 1.0
     precision: SamplingPrecision = "fp32"
 

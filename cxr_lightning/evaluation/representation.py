@@ -32,7 +32,7 @@ AXIS = "representation"
 HELD_OUT: RealSplit = "valid"
 GRID_IMAGES = 8
 FEW_PATIENTS = 16
-SAMPLING = Sampling("ddim", steps=20)
+SAMPLING = Sampling()
 """Of reconstructions, unless the generator was tuned to a sampler of its own."""
 
 Rows = Int[np.ndarray, " _"]
@@ -232,6 +232,7 @@ def _protocol(inputs: EvaluationInputs, scores: _Scores) -> dict[str, Any]:
         "split": HELD_OUT,
         "sampler": sampling.sampler,
         "steps": sampling.steps,
+        "spacing": sampling.spacing,
     }
 
 

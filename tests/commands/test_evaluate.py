@@ -169,7 +169,8 @@ def test_representation_and_its_calibration(
         assert rrs["ci_low"] <= rrs["value"] <= rrs["ci_high"]
         assert rrs["real_floor"] == floor
         assert rrs["n_real"] == rrs["n_synthetic"] == 5
-        assert rrs["details"] | {"split": "valid", "sampler": "ddim", "steps": 20} == rrs["details"]
+        sampled = {"split": "valid", "sampler": "unipc", "steps": 20, "spacing": "beta"}
+        assert rrs["details"] | sampled == rrs["details"]
         assert "only 5 held-out images" in rrs["warning"]
     assert metrics_of(out)["generator"] == product_sha256(generator)
     assert records["fid", "healthy"]["extractor_sha256"] == product_sha256(encoder)

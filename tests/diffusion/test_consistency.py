@@ -116,7 +116,9 @@ def test_each_step_noises_the_estimate_anew():
         return (y + t / 100).clamp(-1, 1)
 
     index = torch.arange(3)
-    made = sample(estimate, ImageNoise(5, index), (1, 4, 4), a, Sampling("consistency", 4))
+    made = sample(
+        estimate, ImageNoise(5, index), (1, 4, 4), a, Sampling("consistency", 4, spacing="trailing")
+    )
     noise = ImageNoise(5, index)
     y = noise.normal(1, 4, 4)
     times = trailing_times(100, 4)

@@ -11,7 +11,7 @@ from cxr_lightning.diffusion.process import epsilon_from_x0, x0_from_epsilon
 from cxr_lightning.diffusion.random import ImageNoise
 from cxr_lightning.diffusion.samplers import SamplerName, Sampling, levels, sample
 from cxr_lightning.diffusion.schedule import alpha_bar
-from cxr_lightning.diffusion.spacing import Spacing, kept_times, trailing_times
+from cxr_lightning.diffusion.spacing import Spacing, kept_times
 from cxr_lightning.errors import UserError
 
 SHAPE = (1, 4, 4)
@@ -77,7 +77,7 @@ def test_beta_spacing_leaves_the_same_share_of_a_beta_distribution_between_all_t
         (Sampling(guidance=-1.0), "^guidance: -1.0 is not possible"),
         (Sampling(guidance=float("nan")), "^guidance: nan is not possible"),
         (Sampling(guidance_interval=(0.5, 0.2)), "^guidance_interval: 0.5 to 0.2 is no interval"),
-        (Sampling(eta=2.0), "^eta: 2.0 is not possible"),
+        (Sampling("ddim", eta=2.0), "^eta: 2.0 is not possible"),
         (Sampling("unipc", eta=0.5), "^eta: 0.5 has no effect on the sampler unipc"),
     ],
 )
@@ -91,7 +91,7 @@ def test_unknown_names_are_refused_where_types_are_not_checked(name: str):
     sampling = Sampling()
     object.__setattr__(sampling, name, "euler")
     with pytest.raises(
-        UserError, match=rf"^{name}: 'euler' is not known; use one of (ddpm|trail|fp32)"
+        UserError, match=rf"^{name}: 'euler' is not known; use one of (ddpm|beta|fp32)"
     ):
         sampling.check(50)
 
@@ -119,7 +119,7 @@ def test_a_perfect_prediction_recovers_the_image(sampler, steps, schedule):
     oracle = Oracle(x0, a)
     noise = ImageNoise(0, torch.arange(2))
     made = sample(oracle, noise, SHAPE, a, Sampling(sampler, steps))
-    assert oracle.times == trailing_times(1000, steps)
+    assert oracle.times == kept_times("beta", levels(a), 1000, steps)
     # the last step returns the estimate of x0: one division by sqrt(A_t), of at most
     # 4 float32 roundings of numbers up to 4 / sqrt(A_t)
     tolerance = 16 * 2**-24 / max(float(a[oracle.times[-1]]), 1e-12) ** 0.5  # 0: told as it is
@@ -137,7 +137,7 @@ def test_eta_makes_ddim_random_and_still_exact():
             seen.append(y)
             return Oracle(x0, a)(y, t)
 
-        sampling = Sampling(steps=10, eta=eta)
+        sampling = Sampling("ddim", steps=10, eta=eta)
         made = sample(estimate, ImageNoise(0, torch.arange(1)), SHAPE, a, sampling)
         torch.testing.assert_close(made, x0, rtol=0, atol=2e-6)
         steps[eta] = seen

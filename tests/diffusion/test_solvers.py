@@ -155,7 +155,7 @@ def test_equal_to_diffusers(name: SamplerName, steps: int) -> None:
     for t in scheduler.timesteps:
         y = scheduler.step(_guess(y, int(t) + 1), t, y).prev_sample
     noise = _Fixed(0, torch.arange(2))
-    made = sample(_guess, noise, SHAPE, A, Sampling(name, steps))
+    made = sample(_guess, noise, SHAPE, A, Sampling(name, steps, spacing="trailing"))
     torch.testing.assert_close(made, y, rtol=0, atol=1e-5)  # its coefficients are float32
-    other = sample(_guess, noise, SHAPE, A, Sampling("ddim", steps))
+    other = sample(_guess, noise, SHAPE, A, Sampling("ddim", steps, spacing="trailing"))
     assert (made - other).abs().max() > 1e-4  # the tolerance tells them apart
