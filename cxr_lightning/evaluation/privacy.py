@@ -19,14 +19,13 @@ from cxr_lightning.evaluation.privacy_records import AXIS, CANDIDATES, Recorder,
 from cxr_lightning.evaluation.records import AxisResult, Floor, Record, Source
 from cxr_lightning.evaluation.reidentification import Reidentification, load_reidentification
 from cxr_lightning.files import sha256_file
+from cxr_lightning.metrics.data_copying import MIN_CELL_IMAGES, data_copying
 from cxr_lightning.metrics.extractors import Extractor, pixel_extractor
 from cxr_lightning.metrics.memorization import (
-    MIN_CELL_IMAGES,
     Space,
     closer_to_train,
     closer_to_train_by_chance,
     copy_threshold,
-    data_copying,
     measure_space,
 )
 from cxr_lightning.metrics.neighbours import nearest

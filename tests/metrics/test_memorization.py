@@ -8,16 +8,13 @@ import torch
 from scipy.stats import mannwhitneyu, norm
 from torch import Tensor
 
+from cxr_lightning.metrics.data_copying import DataCopying, cells, data_copying, mann_whitney_z
 from cxr_lightning.metrics.memorization import (
-    DataCopying,
     authentic,
-    cells,
     closer_to_train,
     closer_to_train_by_chance,
     copy_threshold,
-    data_copying,
     false_positive_range,
-    mann_whitney_z,
     measure_space,
     nearest_training,
 )
