@@ -141,7 +141,8 @@ def find_mistake(error: BaseException | None) -> UserError | None:
     A full disk counts as one: what was written is kept, and the same command goes on from there.
     """
     while error is not None and not isinstance(error, UserError):
-        if os.strerror(errno.ENOSPC) in str(error):  # safetensors' and torch's have no errno
+        full = (os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT))
+        if any(text in str(error) for text in full):  # safetensors' and torch's have no errno
             place = getattr(error, "filename", None) or "out"
             return UserError(
                 f"{place}: no space is left on its disk; make room and give the same command again."

@@ -310,6 +310,7 @@ def test_a_broken_pipe_elsewhere_is_an_error(monkeypatch: pytest.MonkeyPatch) ->
     ("full_disk", "place"),
     [
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "set/train.csv"), "set/train.csv"),
+        (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), "set/train.csv"), "set/train.csv"),
         (RuntimeError("I/O error: No space left on device (os error 28)"), "out"),
     ],
 )

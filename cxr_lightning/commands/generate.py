@@ -177,7 +177,8 @@ def generate(
     warn_of_unseen(requests.condition, generator)
     _say_unjudged(rejection)
     folder.open(len(requests))
-    _run(Plan(source.folder, folder, requests, sampling, rejection), rank, places)
+    with folder.in_use():
+        _run(Plan(source.folder, folder, requests, sampling, rejection), rank, places)
 
 
 def _run(plan: Plan, rank: Rank, places: list[str]) -> None:
@@ -287,7 +288,7 @@ def _requests(
     seed: int,
 ) -> ImageRequests:
     if prompt is not None:
-        prompts = [parse_prompt(text) for text in prompt]
+        prompts = [parse_prompt(text) for text in dict.fromkeys(prompt)]
         for understood in prompts:
             print(understood.describe())
             if understood.has_details and encoder is None:
@@ -297,5 +298,5 @@ def _requests(
         table = open_prepared(like, "like").table
         train = table[table["split"] == "train"].reset_index(drop=True)
         return ImageRequests.like(train, count, seed, balance)
-    names = (condition if condition is not None else DEFAULT).split(",")
+    names = dict.fromkeys((condition if condition is not None else DEFAULT).split(","))
     return ImageRequests.of_conditions([parse_condition(name) for name in names], count, view)

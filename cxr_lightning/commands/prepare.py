@@ -128,7 +128,7 @@ def prepare(
     else:
         with open_writer(out, table, size, request) as writer:
             _write(data_set, resize, writer, cores)
-            origins = data_set.origins if origin is None else (origin,)
+            origins = tuple(dict.fromkeys([*data_set.origins, *([origin] if origin else [])]))
             writer.finish(source, origins, resize, request)
         failed = writer.failed()
         _report(out, writer)

@@ -80,6 +80,24 @@ def _source(manifest: dict[str, Any]) -> str:
     return ", ".join(dict.fromkeys(names))
 
 
+PATHS = {
+    "autoencoder",
+    "ckpt_path",
+    "default_root_dir",
+    "dirpath",
+    "encoder",
+    "encoder_held_out",
+    "encoders",
+    "generator",
+    "imagenet",
+    "probabilities",
+    "root",
+    "save_dir",
+    "text_encoder",
+}
+"""Settings that hold paths, which may be relative."""
+
+
 def _without_paths(file: Path) -> bytes:
     """A manifest without the folders of this machine, which tell names of people and projects."""
     return (
@@ -87,11 +105,10 @@ def _without_paths(file: Path) -> bytes:
     ).encode()
 
 
-def _cut(value: Any) -> Any:
+def _cut(value: Any, key: str = "") -> Any:
     if isinstance(value, dict):
-        return {key: _cut(part) for key, part in value.items()}
+        return {name: _cut(part, name) for name, part in value.items()}
     if isinstance(value, list):
-        return [_cut(part) for part in value]
-    if isinstance(value, str) and (Path(value).is_absolute() or value.startswith("~")):
-        return Path(value).name
-    return value
+        return [_cut(part, key) for part in value]
+    is_path = isinstance(value, str) and (Path(value).is_absolute() or value.startswith("~"))
+    return Path(value).name if is_path or (isinstance(value, str) and key in PATHS) else value

@@ -1,6 +1,7 @@
 """Contact sheets of drawn images, and the single images with what each is."""
 
 import json
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,13 +33,24 @@ def check_outputs(out: Path, singles: Path | None) -> None:
         singles: Folder of the single images.
 
     Raises:
-        UserError: If one exists, or the sheet is no PNG file.
+        UserError: If one exists or cannot be written, or the sheet is no PNG file.
     """
     if out.suffix.lower() != ".png":
         raise UserError(f"out: {out} is no PNG file; give a name that ends in .png.")
+    if out == singles:
+        raise UserError(f"singles: {singles} is the sheet; give another name for the folder.")
     for name, path in (("out", out), ("singles", singles)):
-        if path is not None and path.exists():
+        if path is None:
+            continue
+        if path.exists():
             raise UserError(f"{name}: {path} exists already; give another name or remove it.")
+        try:
+            place = next(folder for folder in path.absolute().parents if folder.exists())
+            tempfile.TemporaryFile(dir=place).close()
+        except OSError as error:
+            raise UserError(
+                f"{name}: {path} cannot be written ({error.strerror}); choose another folder."
+            ) from error
 
 
 def read_radiographs(files: Sequence[Path], size: int) -> Float[Tensor, "n 1 h w"]:

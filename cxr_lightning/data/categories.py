@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cxr_lightning.data.policies import NO_FINDING, PATHOLOGIES
 from cxr_lightning.errors import UserError
-from cxr_lightning.types import FIELDS, OBSERVATIONS, Condition
+from cxr_lightning.types import FIELDS, NOT_ANNOTATED, OBSERVATIONS, Condition
 
 Scheme = Literal["binary", "single", "multi", "view", "sex"]
 
@@ -91,6 +91,8 @@ def column_weights(
     number = pd.to_numeric(table[column], errors="coerce")
     value = table[column].astype(str).fillna("").str.strip()
     stated = ~value.str.lower().isin(UNKNOWN)
+    if column in OBSERVATIONS:
+        stated &= number != NOT_ANNOTATED
     if number[stated].notna().all() and number.iloc[rows].nunique() > BANDS:
         edges = np.unique(np.nanquantile(number.iloc[rows], np.linspace(0.0, 1.0, BANDS + 1)[1:-1]))
         band = np.searchsorted(edges, number, side="right")

@@ -94,6 +94,14 @@ def open_prepared(
         )
     if hash_rows(table) != header["rows_sha256"]:
         raise _broken(root, "has other rows in table.csv than images in images.npy", argument)
+    lost = [o for o in header.get("not_annotated", []) if not (table[o] == NOT_ANNOTATED).any()]
+    if lost:
+        raise _broken(
+            root,
+            f"has lost the n/a of {', '.join(lost)} in table.csv, as pandas loses it unless it "
+            "reads with dtype=str, keep_default_na=False",
+            argument,
+        )
     if verify and sha256_file(root / "images.npy") != header["sha256"]:
         raise _broken(root, "has an images.npy that differs from the hash in its header", argument)
     return PreparedDataset(root, header, images, table)

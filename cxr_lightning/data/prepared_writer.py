@@ -22,6 +22,7 @@ from cxr_lightning.data.sources.reading import Chunk
 from cxr_lightning.data.sources.tables import PROBLEM
 from cxr_lightning.errors import UserError
 from cxr_lightning.files import sha256_file
+from cxr_lightning.types import NOT_ANNOTATED, OBSERVATIONS
 
 TABLE_BYTES = 1000
 """Room for one row of the table, in bytes; a report may need more."""
@@ -116,6 +117,7 @@ class PreparedWriter:
             "sha256": sha256_file(self.partial / "images.npy"),
             "rows_sha256": hash_rows(kept),
             "request": request,
+            "not_annotated": [o for o in OBSERVATIONS if (kept[o] == NOT_ANNOTATED).any()],
         }
         text = json.dumps(header, indent=2) + "\n"
         (self.partial / "header.json").write_text(text, encoding="utf-8")

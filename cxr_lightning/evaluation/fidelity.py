@@ -69,7 +69,19 @@ def fidelity(inputs: EvaluationInputs) -> AxisResult:
                 curves = result.curves.setdefault("fid_infinity", {})
                 curves.setdefault(extractor.name, {})[group.condition] = metrics.curve
     radiographs(inputs, groups, result)
+    result.records = [_with_cautions(inputs, record) for record in result.records]
     return result
+
+
+def _with_cautions(inputs: EvaluationInputs, record: Record) -> Record:
+    """A record with what the set as a whole, or its encoder, gives reason to say."""
+    reasons = [record.warning] if record.warning else []
+    if inputs.other_mix and record.condition == OVERALL:
+        record, reasons = replace(record, better=None), [*reasons, inputs.other_mix]
+    in_loss = {encoder.source.sha256 for encoder in inputs.encoders if encoder.in_loss}
+    if record.metric == "fid" and record.source.sha256 in in_loss:
+        reasons.append("the generator was fine-tuned with this very encoder, which flatters it")
+    return replace(record, warning="; ".join(reasons) or None)
 
 
 def _equal_n(inputs: EvaluationInputs, groups: list[Group]) -> int | None:

@@ -56,6 +56,10 @@ class Settings:
     false_positives: float = 0.01
 
 
+SAME_MIX = 0.05
+"""Total variation of the shares of conditions up to which sets are compared as a whole."""
+
+
 @dataclass(frozen=True)
 class Group:
     """Images that belong together on both sides.
@@ -160,6 +164,30 @@ class EvaluationInputs:
         if len(parts) == 1:  # its numbers would be those of the whole
             whole = Group(parts[0].condition, OVERALL, real, synthetic)
         return [*conditions, whole, *self._subgroups(whole)]
+
+    @cached_property
+    def other_mix(self) -> str:
+        """What to say where real and synthetic images mix the conditions otherwise; or nothing.
+
+        Their shares are compared by the total variation distance.
+        """
+        if len(self.conditions) < 2:
+            return ""
+        counts = [
+            np.array([len(self.real_rows(c)), int(self.synthetic.matches(c).sum())], dtype=float)
+            for c in self.conditions
+        ]
+        real, synthetic = (np.stack(counts) / np.maximum(np.sum(counts, axis=0), 1.0)).T
+        if 0.5 * np.abs(real - synthetic).sum() <= SAME_MIX:
+            return ""
+        parts = [
+            f"{c.name} {of_synthetic:.0%} for {of_real:.0%}"
+            for c, of_real, of_synthetic in zip(self.conditions, real, synthetic, strict=True)
+        ]
+        return (
+            f"conditions are mixed otherwise than in the real images ({', '.join(parts)}), which "
+            "alone sets them apart: not compared, see each condition"
+        )
 
     def _subgroups(self, whole: Group) -> Iterator[Group]:
         """The parts of a group by view, sex and age band that both sides have.

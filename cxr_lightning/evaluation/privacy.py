@@ -12,6 +12,7 @@ from functools import partial
 import numpy as np
 import torch
 from jaxtyping import Float32, Float64, Int, Shaped, UInt8
+from scipy.stats import betabinom
 from torch import Tensor
 
 from cxr_lightning.evaluation.inputs import EvaluationInputs, source_of, subgroups
@@ -32,6 +33,9 @@ from cxr_lightning.metrics.neighbours import nearest
 from cxr_lightning.progress import progress_bar
 
 PAIRS = 8
+ROUNDING = 1 / 255
+"""Root mean square of the difference, of the grey range, up to which images are the same."""
+
 BINS = 30
 
 
@@ -116,8 +120,11 @@ def _add_records(result: AxisResult, make: Recorder, space: Space) -> None:
         make.compare("authenticity", np.mean, *is_authentic, "higher"),
         make.rate("copy_rate", space.absolute, near_copies, everything),
         relative(everything),
+        _nearer_than_any(make, space),
         *_copied(make, space),
     ]
+    if make.source.name == "pixels":
+        result.records.append(_exact_copies(make, space))
     for condition in make.inputs.conditions:
         rows = np.flatnonzero(make.inputs.synthetic.matches(condition))
         if len(rows):
@@ -142,7 +149,8 @@ def _closer_to_train(make: Recorder, space: Space) -> Record:
         make.inputs.settings.seed,
     )
     low, high = np.quantile(chance, [0.025, 0.975]).tolist()
-    floor = Floor(0.5, low, high, meaning="95 % range, had other patients been held out")
+    meaning = "95 % range, had other patients been held out"
+    floor = Floor(0.5, low, high, meaning=meaning, is_null=True)
     _, own, sizes = np.unique(make.held_out, return_inverse=True, return_counts=True)
     statistic = partial(closer_to_train, train=len(split.train))
     columns = images.train.distance, images.to_held_out, np.full(len(train), float(len(own)))
@@ -153,6 +161,32 @@ def _closer_to_train(make: Recorder, space: Space) -> Record:
     warning = "" if low <= real <= high else "held-out images lie apart from training images"
     details = {"of_held_out_images": real}
     return make.record("closer_to_train", found, floor, "lower", details, warning)
+
+
+def _nearer_than_any(make: Recorder, space: Space) -> Record:
+    """How many images lie relatively nearer to a training image than every held-out one.
+
+    The floor is what chance gives: the share p of new images below the least of h independent ones
+    follows Beta(1, h), so their number among m is beta-binomial. Each held-out patient counts once.
+    """
+    limit = float(space.held_out.train.relative.min())
+    images = len(space.synthetic.train.relative)
+    chance = betabinom(images, 1, make.held_out_patients)
+    high = float(chance.ppf(0.975))
+    meaning = "95 % range, were the images of new patients"
+    floor = Floor(float(chance.mean()), 0.0, high, meaning=meaning, is_null=True)
+    count = float((space.synthetic.train.relative < limit).sum())
+    return make.record("nearer_than_any", (count, None), floor, "lower", {"limit": limit})
+
+
+def _exact_copies(make: Recorder, space: Space) -> Record:
+    """How many images are a training image, within rounding; no real image of a new patient is."""
+    found = int((space.synthetic.train.distance <= ROUNDING).sum())
+    held_out = float((space.held_out.train.distance <= ROUNDING).mean())
+    expected = held_out * len(space.synthetic.train.distance)
+    meaning = "as many images if they were held-out ones"
+    floor = Floor(expected, expected, expected, meaning=meaning)
+    return make.record("exact_copies", (float(found), None), floor, "lower")
 
 
 def _data_copying(make: Recorder, space: Space) -> Record | None:
@@ -168,7 +202,7 @@ def _data_copying(make: Recorder, space: Space) -> Record | None:
         return float("nan") if found is None else found.value
 
     reach = 1.96 * whole.error
-    floor = Floor(0.0, -reach, reach, meaning="95 % range where nothing is copied")
+    floor = Floor(0.0, -reach, reach, meaning="95 % range where nothing is copied", is_null=True)
     details = {"cells": whole.cells, "held_out_share_in_cells": whole.share}
     found = make.estimate(statistic, *samples)
     return make.record("data_copying", found, floor, "higher", details)

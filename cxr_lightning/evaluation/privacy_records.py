@@ -33,6 +33,9 @@ MEANINGS = {
     "copy_rate": "share flagged by the distance to the nearest training image",
     "copy_rate_relative": "share flagged by the distance to the nearest training image over the "
     f"mean distance to the next {NEIGHBOURHOOD - 1} of other patients",
+    "nearer_than_any": "images that lie nearer to a training image, by the same ratio, than every "
+    "held-out image",
+    "exact_copies": "images that equal a training image to within a grey level (root mean square)",
     "copied_images": "training images nearest to an image that copy_rate_relative flags",
     "copied_patients": "patients of the training images nearest to an image that "
     "copy_rate_relative flags",

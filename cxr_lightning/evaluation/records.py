@@ -24,6 +24,8 @@ class Floor:
         n: Images a side; None where the metric does not depend on their number.
         at_n: The record's value at that number of images; None where it is the value itself.
         meaning: How it was made, in words.
+        is_null: Whether the range is that of the metric itself where nothing is wrong. It then
+            holds all of its chance, so the value alone is compared with it.
     """
 
     value: float
@@ -32,6 +34,7 @@ class Floor:
     n: int | None = None
     at_n: float | None = None
     meaning: str = ""
+    is_null: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,12 +96,15 @@ class Record:
         """Whether the number is no worse than what real images reach, given both ranges.
 
         False only where its whole interval, moved to the number of images of the floor, lies on the
-        worse side of the floor's whole range. None where there is nothing to compare.
+        worse side of the floor's whole range; where that is the range of chance (`is_null`), where
+        the value lies there. None where there is nothing to compare.
         """
         if self.floor is None or self.better is None:
             return None
         shift = 0.0 if self.floor.at_n is None else self.floor.at_n - self.value
         low, high = self.interval or (self.value, self.value)
+        if self.floor.is_null:
+            low, high = self.value, self.value
         worse_above = low + shift > self.floor.high
         worse_below = high + shift < self.floor.low
         if self.better == "equal":

@@ -29,7 +29,6 @@ from cxr_lightning.networks.encoder import Encoder
 from cxr_lightning.progress import progress_bar
 
 AXIS = "representation"
-HELD_OUT: RealSplit = "valid"
 GRID_IMAGES = 8
 FEW_PATIENTS = 16
 SAMPLING = Sampling()
@@ -51,9 +50,10 @@ def representation(inputs: EvaluationInputs) -> AxisResult:
     if not inputs.conditions:
         result.skip(AXIS, "all", "the synthetic set has no labels, so no condition is named")
     for condition in inputs.conditions:
-        rows = inputs.real_rows(condition, HELD_OUT)
+        split = _held_out(inputs)
+        rows = inputs.real_rows(condition, split)
         if len(rows) == 0:
-            reason = f"no real image of this condition in the held-out split ({HELD_OUT})"
+            reason = f"no real image of this condition in the held-out split ({split})"
             result.skip(AXIS, "rrs", reason, condition.name)
             continue
         generator = np.random.default_rng(inputs.settings.seed)
@@ -66,6 +66,11 @@ def representation(inputs: EvaluationInputs) -> AxisResult:
         result.grids[f"{condition.name}_original"] = images.original[:GRID_IMAGES]
         result.grids[f"{condition.name}_reconstruction"] = images.reconstruction[:GRID_IMAGES]
     return result
+
+
+def _held_out(inputs: EvaluationInputs) -> RealSplit:
+    """The test split, by which no training is stopped; the validation split without one."""
+    return "test" if len(inputs.split_rows("test")) else "valid"
 
 
 class _Scores(NamedTuple):
@@ -131,8 +136,8 @@ class _Images:
     def _other_patients(self, rows: Rows) -> dict[str, tuple[Raw, Raw]]:
         """An image of another patient for each row; a ceiling is left out where there is none."""
         pools = {
-            "rrs_ceil_same": self.inputs.real_rows(self.condition, HELD_OUT),
-            "rrs_ceil_random": self.inputs.split_rows(HELD_OUT),
+            "rrs_ceil_same": self.inputs.real_rows(self.condition, _held_out(self.inputs)),
+            "rrs_ceil_random": self.inputs.split_rows(_held_out(self.inputs)),
         }
         patients = self.inputs.real_patients
         found = {}
@@ -229,7 +234,7 @@ def _protocol(inputs: EvaluationInputs, scores: _Scores) -> dict[str, Any]:
     return {
         "median": float(np.median(scores.distances["rrs"])),
         "l1_per_dimension": float(scores.l1.mean()),
-        "split": HELD_OUT,
+        "split": _held_out(inputs),
         "sampler": sampling.sampler,
         "steps": sampling.steps,
         "spacing": sampling.spacing,

@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Float32, Float64, Int
 
 from cxr_lightning.evaluation.classification import FINDINGS
-from cxr_lightning.evaluation.comparison import FEW, Estimates, Side
+from cxr_lightning.evaluation.comparison import FEW, Side
 from cxr_lightning.evaluation.inputs import EvaluationInputs
 from cxr_lightning.evaluation.records import OVERALL, AxisResult, Floor, Record, Source
 from cxr_lightning.evaluation.regimes import Setting, Trainer, Training, choose_task
-from cxr_lightning.metrics.bootstrap import bootstrap_weights, draws_interval
+from cxr_lightning.metrics.bootstrap import bootstrap_weights, seeds_interval
 from cxr_lightning.progress import progress_bar
 
 MIN_SEEDS = 3
@@ -90,7 +90,6 @@ class _Scores:
         self.trainer = trainer
         self.seeds = sorted({training.seed for training in answers})
         self.fractions = sorted({training.fraction for training in answers} - {0.0})
-        self.picks = _picks(len(self.seeds), settings.bootstrap, settings.seed)
         self.steps = settings.classifier_steps
         self.facts = {
             "seeds": len(self.seeds),
@@ -115,7 +114,10 @@ class _Scores:
         fields = self.task.fields
         gained = self._each(setting, fields) - self._each(Setting("real", fraction), fields)
         record = self._record("utility_gain", setting, gained, fields)
-        details = record.details | {"fraction": fraction}
+        settings = 4 * len(self.fractions)
+        low, high = seeds_interval(gained, 1.0 - 0.05 / settings) or (None, None)
+        simultaneous = {"settings": settings, "low": low, "high": high}
+        details = record.details | {"fraction": fraction, "simultaneous": simultaneous}
         floor = Floor(0.0, 0.0, 0.0, meaning=REAL_ALONE.format(share=f"{fraction:.0%}"))
         return replace(record, floor=floor, better="higher", details=details)
 
@@ -137,9 +139,9 @@ class _Scores:
         if setting.regime == "real":
             return None
         fraction = setting.fraction or self.fractions[-1]
-        estimates = self._mean(self._each(Setting("real", fraction), fields, rows))
-        value = float(estimates[0])
-        low, high = draws_interval(estimates) or (value, value)
+        each = self._each(Setting("real", fraction), fields, rows)
+        value = float(each[0].mean())
+        low, high = _clipped(seeds_interval(each)) or (value, value)
         return Floor(value, low, high, meaning=REAL_ALONE.format(share=f"{fraction:.0%}"))
 
     def _each(
@@ -153,11 +155,6 @@ class _Scores:
             each = [np.mean([self.found[t, f] for f in fields], axis=0) for t in trainings]
         return np.stack(each, axis=1)
 
-    def _mean(self, each: Float64[np.ndarray, "draws seeds"]) -> Estimates:
-        """Mean over the trainings of each draw."""
-        mean: Estimates = (each * self.picks).sum(axis=1) / len(self.seeds)
-        return mean
-
     def _record(
         self,
         metric: str,
@@ -167,19 +164,19 @@ class _Scores:
         rows: Int[np.ndarray, " k"] | None = None,
         **about: Any,
     ) -> Record:
-        """A record of the mean over the seeds; its draws are of patients and of seeds."""
-        estimates = self._mean(each)
+        """A record of the mean over the seeds."""
+        interval = seeds_interval(each)
         real, synthetic = self.trainer.counts(Training(*setting, self.seeds[0]))
         images = {"images": real + synthetic, "real_images": real, "synthetic_images": synthetic}
         steps = self.steps * (2 if setting.regime == "pretrained" else 1)
         return Record(
             "utility",
             metric,
-            float(estimates[0]),
+            float(each[0].mean()),
             len(self.test.value) if rows is None else len(rows),
             synthetic,
             source=Source("classifier", "", f"{self.trainer.image_size} pixels"),
-            interval=draws_interval(estimates),
+            interval=interval if metric == "utility_gain" else _clipped(interval),
             warning=self._warning(setting, fields, rows),
             details=setting._asdict()
             | self.facts
@@ -205,8 +202,6 @@ class _Scores:
         return "; ".join(reasons) or None
 
 
-def _picks(seeds: int, draws: int, seed: int) -> Int[np.ndarray, "draws seeds"]:
-    """How often each training is in each bootstrap draw; the first row is 1."""
-    generator = np.random.default_rng((seed, seeds))
-    drawn = generator.multinomial(seeds, np.full(seeds, 1.0 / seeds), size=draws)
-    return np.concatenate([np.ones((1, seeds), dtype=np.int64), drawn])
+def _clipped(interval: tuple[float, float] | None) -> tuple[float, float] | None:
+    """An interval of an AUROC, which lies in [0, 1]."""
+    return None if interval is None else (max(interval[0], 0.0), min(interval[1], 1.0))

@@ -163,6 +163,16 @@ def cautions(evaluations: Sequence[Evaluation]) -> list[str]:
             for reason in filter(None, record.warning.split("; ")):
                 found.setdefault(reason, {}).setdefault(e.name, []).append(_place(record))
     texts = _differences(evaluations)
+    for e in evaluations:
+        known = e.look_up("real", "is_training_data")
+        if known is not True and any(e.select("copy_rate")):
+            texts.append(
+                f"Privacy of {e.name}: whether the generator was trained on these real images is "
+                "not known (--generator tells); only copies of these can be found."
+                if known is None
+                else f"Privacy of {e.name}: the generator was trained on other images than these "
+                "real ones, so copies of its training images cannot be found."
+            )
     texts += [
         f"{reason[:1].upper()}{reason[1:]} [{_places(where, several)}]."
         for reason, where in found.items()

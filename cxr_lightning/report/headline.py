@@ -12,6 +12,7 @@ from cxr_lightning.report.verdicts import (
     fraction_label,
     gain,
     regime_of,
+    simultaneous,
 )
 from cxr_lightning.report.words import (
     AXES,
@@ -26,6 +27,8 @@ from cxr_lightning.report.words import (
 )
 
 HELD_OUT = "encoder_held_out"
+
+OTHER_DATA = Verdict("none", "not known: the generator was trained on other images than these")
 
 GAINS = {
     "helps": "helps a classifier",
@@ -81,11 +84,31 @@ def _fidelity(
     record = evaluation.find("fid", overall, source=source)
     if record is None:
         return None
+    parts = [r for r in evaluation.select("fid_equal_n") if r.source == record.source]
+    if record.passed is None and any(part.passed is not None for part in parts):
+        return _fidelity_of_conditions(parts)
     at_n = f" at n = {record.floor_n}" if record.floor_n else ""
     note = f"FID{at_n}, features of {record.extractor}"
     if record.value_at_floor_n is not None:
         note += f"; {number(record.value)} with all images"
     return _line("fidelity", record, _distance_words(record), note)
+
+
+def _fidelity_of_conditions(parts: Sequence[Measurement]) -> AxisLine:
+    """The line where the sets mix the conditions otherwise, so that only these are compared."""
+    worst = max(parts, key=lambda r: r.ratio or 0.0)
+    verdict = _distance_words(worst)
+    if verdict.symbol == "worse" and len({r.ratio for r in parts}) > 1:
+        verdict = Verdict("worse", f"{verdict.text}, in the worst of {len(parts)} conditions")
+    floors = [r.real_floor for r in parts if r.real_floor is not None]
+    return AxisLine(
+        AXES["fidelity"],
+        verdict,
+        _range([r.value for r in parts if r.value is not None]),
+        f"FID, {len(parts)} conditions at n = {worst.floor_n}, features of {worst.extractor}",
+        _range(floors),
+        "real against real, other patients",
+    )
 
 
 def _distance_words(record: Measurement) -> Verdict:
@@ -100,17 +123,17 @@ def _distance_words(record: Measurement) -> Verdict:
 
 
 def _representation(evaluation: Evaluation) -> AxisLine | None:
-    scores = _held_out(evaluation, "rrs")
+    scores = held_out(evaluation, "rrs")
     if not scores:
         return None
     count = sum(record.n_synthetic or 0 for record in scores)
     note = "RRS" + (f", {len(scores)} conditions" if len(scores) > 1 else "")
     note += f", {count} reconstructions" if count else ""
     note += ", held-out encoder" if scores[0].extractor == HELD_OUT else ""
-    others = [r.value for r in _held_out(evaluation, "rrs_ceil_same") if r.value is not None]
+    others = [r.value for r in held_out(evaluation, "rrs_ceil_same") if r.value is not None]
     return AxisLine(
         "Representation",
-        _ratio_words(_held_out(evaluation, "nrrs")),
+        _ratio_words(held_out(evaluation, "nrrs")),
         _range([r.value for r in scores if r.value is not None]),
         note,
         _range(others) if others else "",
@@ -118,8 +141,8 @@ def _representation(evaluation: Evaluation) -> AxisLine | None:
     )
 
 
-def _held_out(evaluation: Evaluation, metric: str) -> list[Measurement]:
-    """The records by the held-out encoder, which flatters no generator, where there is one."""
+def held_out(evaluation: Evaluation, metric: str) -> list[Measurement]:
+    """The records of a score by the held-out encoder, which flatters nobody, if there is one."""
     records = list(evaluation.select(metric))
     return [r for r in records if r.extractor == HELD_OUT] or records
 
@@ -179,11 +202,13 @@ def _utility(evaluation: Evaluation) -> AxisLine | None:
     gains = [r for r in evaluation.select("utility_gain") if r.condition == OVERALL]
     if not gains:
         return None
+    whole = max(float(r.details.get("fraction") or 0.0) for r in gains)
+    gains = [r for r in gains if float(r.details.get("fraction") or 0.0) == whole]
     best = max(gains, key=lambda r: r.value or 0.0)
     regime = REGIMES.get(regime_of(best), regime_of(best))
     setting = ", ".join(filter(None, [regime, fraction_label(best)]))
     base = _base(evaluation, best)
-    verdict = gain(best) or Verdict("none", "no interval")
+    verdict = gain(simultaneous(best)) or Verdict("none", "no interval")
     return AxisLine(
         "Utility",
         Verdict(verdict.symbol, f"{GAINS.get(verdict.text, verdict.text)}: {setting}"),
@@ -221,14 +246,28 @@ def _privacy(evaluation: Evaluation) -> AxisLine | None:
     note = "of the images flagged as copies" + (f", worst of {spaces} spaces" if spaces > 1 else "")
     if patients:
         note += f"; {max(r.value or 0.0 for r in patients):,.0f} training patients in flagged pairs"
+    found = [r for r in evaluation.select("exact_copies", "nearer_than_any") if r.passed is False]
+    others = evaluation.look_up("real", "is_training_data") is False
     return AxisLine(
         "Privacy",
-        _copy_words(worst, allowed),
+        OTHER_DATA if others else _found_words(found) or _copy_words(worst, allowed),
         percent(worst.value or 0.0),
         note,
         percent(allowed) if allowed is not None else "",
         "of real images of other patients" if allowed is not None else "",
     )
+
+
+def _found_words(found: Sequence[Measurement]) -> Verdict | None:
+    """What is said where single images are too near to a training image for chance."""
+    for record in found:
+        count = f"{record.value:,.0f}"
+        if record.metric == "exact_copies":
+            return Verdict("worse", f"copies: {count} of the images equal a training image")
+        return Verdict(
+            "worse", f"copies: {count} images lie nearer to a training image than any held-out one"
+        )
+    return None
 
 
 def _copy_words(worst: Measurement, allowed: float | None) -> Verdict:

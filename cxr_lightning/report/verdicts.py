@@ -1,6 +1,6 @@
 """Comparisons with real images in words."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from cxr_lightning.report.read import Measurement
@@ -56,6 +56,17 @@ def gain(record: Measurement) -> Verdict | None:
     if low > 0:
         return Verdict("ok", "helps")
     return Verdict("worse", "harms") if high < 0 else Verdict("none", "no measurable effect")
+
+
+def simultaneous(record: Measurement) -> Measurement:
+    """A utility record with the interval that holds for all settings at once, where it has one.
+
+    The best of several gains is large by chance, so it is judged by this one.
+    """
+    ends = record.details.get("simultaneous")
+    if not isinstance(ends, dict) or ends.get("low") is None or ends.get("high") is None:
+        return record
+    return replace(record, ci_low=float(ends["low"]), ci_high=float(ends["high"]))
 
 
 def fraction_label(record: Measurement) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cxr_lightning.report import cards, sections
-from cxr_lightning.report.headline import headline
+from cxr_lightning.report.headline import HELD_OUT, headline, held_out
 from cxr_lightning.report.read import OVERALL, Evaluation, unique
 from cxr_lightning.report.tables import source_title
 from cxr_lightning.report.words import fact, label
@@ -39,6 +39,7 @@ def build_view(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
         "heads": [_head(e, wholes[e.name], sources[e.name]) for e in evaluations],
         "rows": _picture_rows(evaluations, sources),
         "fid_source": _shared_title(sources),
+        "rrs_held_out": any(r.extractor == HELD_OUT for e in evaluations for r in e.select("rrs")),
         **sections.fidelity(evaluations, wholes),
         **sections.curves(evaluations),
         **sections.representation(evaluations),
@@ -124,7 +125,7 @@ def _picture_cell(
         "original": evaluation.grids.get(f"{condition}_original"),
         "generated": evaluation.grids.get(f"{condition}_generated"),
         "fid": evaluation.find("fid", condition, source=source),
-        "rrs": evaluation.find("rrs", condition),
+        "rrs": next((r for r in held_out(evaluation, "rrs") if r.condition == condition), None),
     }
 
 

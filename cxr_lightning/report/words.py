@@ -136,9 +136,11 @@ _PRIVACY = {
     "copy_rate": ("Copies", "share flagged at a fixed rate of false positives", "distance"),
     "copy_rate_relative": (
         "Copies, by relative distance",
-        "the same with distances relative to held-out images",
+        "the same, with the distance over that to the next training images of other patients",
         "distance",
     ),
+    "nearer_than_any": ("Nearer than any held-out image", "number, by relative distance", "count"),
+    "exact_copies": ("Exact copies", "number that equal a training image", "count"),
     "copied_images": ("Training images with a flagged copy", "number", "count"),
     "copied_patients": ("Training patients with a flagged copy", "number", "count"),
     "reid_score": ("Re-identification score", "highest of each image, mean", "share"),

@@ -83,6 +83,7 @@ class SyntheticFolder:
                     f"request ({difference}); give that command again to finish it, or remove the "
                     "folder."
                 )
+            self._require_unused()
             shutil.rmtree(self.partial)
         try:
             self.out.parent.mkdir(parents=True, exist_ok=True)
@@ -94,6 +95,29 @@ class SyntheticFolder:
             raise UserError(
                 f"out: {self.out} cannot be written ({error.strerror}); choose another folder."
             ) from error
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Holds the hidden folder, so that no other command removes it meanwhile."""
+        import fcntl  # not on every platform, and only writing needs it
+
+        with (self.partial / "request.json").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            yield
+
+    def _require_unused(self) -> None:
+        import fcntl
+
+        if not (self.partial / "request.json").is_file():
+            return
+        with (self.partial / "request.json").open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(
+                    f"out: another command is at work in {self.partial}; wait for it, or give "
+                    "another folder."
+                ) from error
 
     def missing(self, images: int) -> list[int]:
         """Numbers of the images that are not there yet, of so many."""

@@ -1,6 +1,7 @@
 """`cxr generate` on tiny generators: layout, determinism, resume, mistakes."""
 
 import errno
+import fcntl
 import json
 import shutil
 from collections.abc import Callable
@@ -228,6 +229,28 @@ def test_an_unfinished_set_of_another_request_without_images_is_replaced(
             run(out)
     assert files(run(out, seed=1)) == whole
     assert list(out.parent.iterdir()) == [out]
+
+
+def test_a_folder_in_which_another_command_works_is_left_alone(run, tmp_path, monkeypatch):
+    out = tmp_path / "set"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 0, KeyboardInterrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(out)
+    there = files(tmp_path)
+    with (tmp_path / ".set.partial" / "request.json").open() as file:
+        fcntl.flock(file, fcntl.LOCK_SH)  # as that command holds it
+        with pytest.raises(
+            UserError, match=r"^out: another command is at work in .*\.set\.partial"
+        ):
+            run(out, seed=1)
+    assert files(tmp_path) == there
+    run(out, seed=1)
+
+
+def test_a_condition_that_is_named_twice_is_made_once(run, tmp_path):
+    once = files(run(tmp_path / "once" / "set", condition="healthy"))
+    assert files(run(tmp_path / "twice" / "set", condition="healthy,healthy")) == once
 
 
 def test_a_run_killed_while_it_finishes_goes_on(run, tmp_path, monkeypatch):

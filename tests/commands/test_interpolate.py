@@ -231,6 +231,14 @@ def test_an_unreadable_picture_is_named(fails, tmp_path, pair):
     assert fails("--images", *pair).startswith(f"images: {pair[1]} cannot be read (Unidentified")
 
 
+def test_places_that_cannot_be_written_are_told_before_work(fails, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    sheet = tmp_path / "file" / "sheet.png"
+    assert fails("--out", sheet).startswith(f"out: {sheet} cannot be written (")
+    same = tmp_path / "same.png"
+    assert fails("--out", same, "--singles", same).startswith(f"singles: {same} is the sheet")
+
+
 def test_files_that_exist_are_left_alone(fails, tmp_path):
     (tmp_path / "sheet.png").write_text("mine")
     assert "out: " in (said := fails())

@@ -151,6 +151,7 @@ def test_paths_of_this_machine_stay_here(hub, model):
     for path in ("manifest.json", "prior/manifest.json"):
         own = json.loads((model / path).read_text())
         own["config"]["data"]["root"] = "data"
+        own["config"]["trainer"]["default_root_dir"] = "ddpm"  # a relative one too
         own["config"]["trainer"]["callbacks"][0]["folder"] = "alice"
         assert json.loads(files[path]) == own
 

@@ -10,7 +10,7 @@ import torch
 from cxr_lightning.data.categories import CATEGORIES, category_weights, column_weights
 from cxr_lightning.data.policies import LabelPolicy, Labels, build_condition
 from cxr_lightning.errors import UserError
-from cxr_lightning.types import OBSERVATIONS, Condition
+from cxr_lightning.types import NOT_ANNOTATED, OBSERVATIONS, Condition
 
 
 def condition_of(*labels: dict[str, float], uncertain="ignore") -> Condition:  # type: ignore[no-untyped-def]
@@ -100,6 +100,13 @@ def test_values_of_a_column_are_categories_and_blank_is_none() -> None:
     names, weights = column_weights(table, "ward", np.arange(5))
     assert names == ("a", "b")  # c is in no training image
     assert weights.tolist() == [[0, 1], [1, 0], [0, 0], [0, 0], [0, 1], [0, 0]]
+
+
+def test_what_nobody_looked_for_is_no_category_of_an_observation() -> None:
+    table = pd.DataFrame({"Pneumonia": [1.0, 0.0, NOT_ANNOTATED, np.nan]})
+    names, weights = column_weights(table, "Pneumonia", np.arange(4))
+    assert names == ("0.0", "1.0")
+    assert weights.sum(dim=1).tolist() == [1, 1, 0, 0]
 
 
 def test_numbers_are_divided_into_bands_of_equal_counts() -> None:

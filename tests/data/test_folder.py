@@ -51,6 +51,14 @@ def test_patient_and_study_from_the_path(tmp_path):
     assert table["study"].tolist() == ["study3", "study1", "study1"]
 
 
+def test_a_study_stands_for_an_unknown_patient(tmp_path):
+    """Its images may not come to lie in two splits."""
+    text = "Path,study\na.png,s1\nb.png,s1\nc.png,s2\npatient4/d.png,s3\ne.png,\n"
+    table = FolderSource(write(tmp_path, text)).table()
+    expected = ["study s1", "study s1", "study s2", "patient4", "e.png"]
+    assert table["patient"].tolist() == expected
+
+
 def test_image_relative_to_the_root(tmp_path):
     root = write(tmp_path / "images", "Path\nsub/a.png\n")
     other = write(tmp_path / "tables", "Path\nsub/a.png\n") / "images.csv"
@@ -110,6 +118,9 @@ def test_column_map(tmp_path):
     assert table["Pleural Effusion"].tolist() == [1, -1]
     assert set(table["patient"]) == {"p1"}
     assert table["Sex"].tolist() == ["Male", "Female"]
+    twice = {"Path": "file", "Pleural Effusion": "effusion", "Lung Opacity": "effusion"}
+    with pytest.raises(UserError, match="columns: 'effusion' is given for two columns"):
+        FolderSource(tmp_path, columns=twice).table()
     with pytest.raises(UserError, match="lacks the column pictures"):
         FolderSource(tmp_path, columns={"Path": "pictures"}).table()
     with pytest.raises(UserError, match="columns: 'Effusion' is not a column of a prepared table"):
@@ -135,6 +146,9 @@ def test_folders_as_classes(tmp_path):
     (root / "train" / "NORMAL" / "notes.txt").write_text("no image")
     source = FolderSource(root)
     table = source.table().set_index("Path")
+    problem = table.pop(PROBLEM)
+    assert problem["readme.png"] == "it lies in no folder of a class"
+    table = table[problem == ""]
     assert table["split"].to_dict() == {
         "test/Normal/4.JPG": "test",
         "train/NORMAL/1.png": "train",

@@ -8,6 +8,7 @@ from PIL import Image
 from cxr_lightning.commands.prepare import prepare
 from cxr_lightning.data.prepared import open_prepared
 from cxr_lightning.data.sources.chexpert_plus import ChexpertPlusSource
+from cxr_lightning.data.sources.folder import FolderSource
 from cxr_lightning.data.sources.medmnist import ORIGINS
 from cxr_lightning.data.sources.mimic_cxr import MimicCxrSource
 from cxr_lightning.data.sources.nih14 import Nih14Source
@@ -129,6 +130,13 @@ def test_the_same_command_again_and_parts_of_unknown_origin(sets, tmp_path, caps
         prepare("folder", raw, tmp_path / "own" / name, SIZE, workers=1, origin="our hospital")
     with pytest.raises(UserError, match="c and d both hold images of our hospital"):
         mix(tmp_path / "own", tmp_path / "out")
+
+
+def test_a_stated_origin_stands_beside_what_the_source_knows(tmp_path, monkeypatch):
+    monkeypatch.setattr(FolderSource, "origins", ("CheXpert",))
+    raw = write_set(tmp_path / "raw", 1)
+    prepare("folder", raw, tmp_path / "out", SIZE, workers=1, origin="small")
+    assert open_prepared(tmp_path / "out").header["origins"] == ["CheXpert", "small"]
 
 
 def test_a_mixture_may_be_mixed_again(sets, tmp_path):

@@ -346,3 +346,19 @@ def test_changed_pixels_are_found_on_request(out):
     assert len(open_prepared(out).images) == 6
     with pytest.raises(UserError, match="differs from the hash"):
         open_prepared(out, verify=True)
+
+
+def test_a_table_that_lost_what_is_not_annotated_is_refused(out):
+    """As pandas does where it reads and writes a table without further words."""
+    table = pd.read_csv(out / "table.csv")
+    table.assign(ward="east").to_csv(out / "table.csv", index=False)
+    with pytest.raises(UserError, match=r"lost the n/a of Edema in table.csv.*keep_default_na"):
+        open_prepared(out)
+
+
+def test_a_column_may_be_added(out):
+    table = pd.read_csv(out / "table.csv", dtype=str, keep_default_na=False)
+    table.assign(ward="east").to_csv(out / "table.csv", index=False)
+    opened = open_prepared(out).table
+    assert set(opened["ward"]) == {"east"}
+    assert opened["Edema"].iloc[4] == NOT_ANNOTATED

@@ -67,7 +67,7 @@ def test_copies_fail(make: Callable[..., EvaluationInputs], alteration: str) -> 
     """All metrics fail in the pixels; the network follows all but the change of contrast."""
     result = privacy(make(ALTERATIONS[alteration](IMAGES[COPIES])))
     failed = _failed(result)
-    assert failed["pixels"] == JUDGED
+    assert failed["pixels"] == JUDGED | ({"exact_copies"} if alteration == "none" else set())
     relative = {"copy_rate_relative", "copied_images", "copied_patients"}
     assert failed["fixed"] >= (JUDGED if alteration != "gamma" else relative)
     if alteration == "none":
@@ -85,10 +85,11 @@ def test_new_patients_pass(make: Callable[..., EvaluationInputs]) -> None:
     assert not result.skipped
     for space in SPACES:
         records = records_of(result, space)
-        assert {*records} == JUDGED | {"nearest_train", "nearest_held_out"}
+        exact = {"exact_copies"} if space == "pixels" else set()
+        assert {*records} == JUDGED | exact | {"nearest_train", "nearest_held_out"}
         assert all(records[metric].passed is True for metric in JUDGED)
         for record in records.values():
-            low, high = record.interval or (np.nan, np.nan)
+            low, high = record.interval or (record.value, record.value)
             assert low <= record.value <= high
             assert (record.n_real, record.n_synthetic) == (TRAIN + HELD_OUT, NEW)
             assert record.details["held_out_patients"] == HELD_OUT
@@ -113,17 +114,43 @@ def test_noise_passes(make: Callable[..., EvaluationInputs]) -> None:
 
 @pytest.mark.parametrize("sigma", [0.5, 2.0])
 def test_blur_is_no_copy(make: Callable[..., EvaluationInputs], sigma: float) -> None:
-    """Heavy blur misleads the other metrics, and the relative distance in the random network."""
+    """It misleads C_T; heavy blur other metrics too, and the random network's relative distance."""
     blurred = gaussian_filter(IMAGES[-NEW:], (0, sigma, sigma))
     result = privacy(make(blurred))
     failed = _failed(result)
     if sigma < 1:
-        assert failed == {"pixels": set(), "fixed": set()}
+        assert failed == {"pixels": {"data_copying"}, "fixed": set()}
     else:
         assert failed["pixels"] == {"authenticity", "data_copying", "copy_rate"}
         assert "closer_to_train" not in failed["fixed"]
         pixels = records_of(result, "pixels")
         assert pixels["copy_rate_relative"].value < 0.4 * pixels["copy_rate"].value
+
+
+def test_two_exact_copies_among_400_new_images_are_told(
+    make: Callable[..., EvaluationInputs],
+) -> None:
+    """No rate sees them: 1 % of new images may be flagged."""
+    result = privacy(make(np.concatenate([IMAGES[COPIES][:2], IMAGES[-NEW:-2]])))
+    assert _failed(result) == {"pixels": {"exact_copies"}, "fixed": set()}
+    found = records_of(result, "pixels")["exact_copies"]
+    assert (found.value, found.floor.value if found.floor else None) == (2.0, 0.0)
+
+
+def test_more_images_than_chance_nearer_than_any_held_out_one(
+    make: Callable[..., EvaluationInputs],
+) -> None:
+    """The range is that of Beta(1, h) and a binomial, drawn."""
+    altered = ALTERATIONS["noise"](IMAGES[COPIES])[:8]
+    result = privacy(make(np.concatenate([altered, IMAGES[-NEW:-8]])))
+    found = records_of(result, "pixels")["nearer_than_any"]
+    assert found.value >= 8
+    assert found.passed is False
+    assert found.floor is not None
+    random = np.random.default_rng(0)
+    drawn = random.binomial(NEW, random.beta(1, HELD_OUT, 200_000))
+    assert found.floor.high == np.quantile(drawn, 0.975)
+    assert found.floor.value == pytest.approx(drawn.mean(), rel=0.02)
 
 
 def test_few_copies_among_new_images_are_found(make: Callable[..., EvaluationInputs]) -> None:

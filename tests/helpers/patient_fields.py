@@ -21,6 +21,7 @@ from cxr_lightning.types import NOT_ANNOTATED, OBSERVATIONS
 SIZE, TRAIN, HELD_OUT, NEW = 24, 400, 400, 400
 SPACES = ("pixels", "fixed")
 JUDGED = {
+    "nearer_than_any",
     "closer_to_train",
     "authenticity",
     "data_copying",

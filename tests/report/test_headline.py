@@ -212,3 +212,43 @@ def test_full_evaluation_has_a_verdict_on_every_axis(tmp_path: Path) -> None:
         "Fidelity", "Representation", "Conditions", "Utility", "Privacy"
     ]  # fmt: skip
     assert all(line.key and line.real for line in found)
+
+
+def test_single_copies_are_told_where_no_rate_sees_them() -> None:
+    floor = Floor(0.0, 0.0, 0.0, is_null=True)
+    exact = Record("privacy", "exact_copies", 2.0, 9, 9, floor=floor, better="lower")
+    line = lines([copies(0.008, 0.004), exact])["Privacy"]
+    assert line.verdict.symbol == "worse"
+    assert line.verdict.text == "copies: 2 of the images equal a training image"
+    near = replace(exact, metric="nearer_than_any", value=30.0)
+    line = lines([copies(0.012, 0.004), near])["Privacy"]
+    assert "30 images lie nearer to a training image than any held-out one" in line.verdict.text
+    none = replace(exact, value=0.0)
+    assert lines([copies(0.008, 0.004), none])["Privacy"].verdict.symbol == "ok"
+
+
+def test_fidelity_of_another_mix_is_that_of_the_conditions() -> None:
+    def part(name: str, ratio: float) -> Record:
+        floor = Floor(0.01, 0.008, 0.012, 40, 0.01 * ratio)
+        ends = (0.009 * ratio, 0.011 * ratio)
+        return replace(FID, metric="fid_equal_n", condition=name, value=0.01 * ratio, floor=floor,
+                       interval=ends)  # fmt: skip
+
+    overall = replace(FID, better=None)
+    line = lines([overall, part("healthy", 7.0), part("pneumonia", 3.0)])["Fidelity"]
+    assert line.verdict.symbol == "worse"
+    assert plain(line.verdict.text) == (
+        "7.00 × as far as real images are from each other, in the worst of 2 conditions"
+    )
+    assert line.key == "0.0300 – 0.0700"
+    assert line.key_note.startswith("FID, 2 conditions at n = 40")
+
+
+def test_the_best_gain_is_judged_for_all_settings_at_once() -> None:
+    details = {"regime": "mixed", "fraction": 1.0}
+    wide = details | {"simultaneous": {"settings": 8, "low": -0.001, "high": 0.05}}
+    gain = Record("utility", "utility_gain", 0.02, 9, 9, interval=(0.01, 0.03), details=wide)
+    assert "no measurable gain" in lines([gain])["Utility"].verdict.text
+    assert "helps" in lines([replace(gain, details=details)])["Utility"].verdict.text
+    small = replace(gain, value=0.5, details=details | {"fraction": 0.1})
+    assert lines([gain, small])["Utility"].key == "+0.0200"  # all real patients

@@ -17,7 +17,12 @@ from cxr_lightning.data.sources.dicom_files import (
     is_dicom,
     require_pydicom,
 )
-from cxr_lightning.data.sources.folder import DEFAULTS, FolderSource, read_list
+from cxr_lightning.data.sources.folder import (
+    DEFAULTS,
+    FolderSource,
+    read_list,
+    stand_in_patients,
+)
 from cxr_lightning.data.sources.tables import PROBLEM, flag
 from cxr_lightning.errors import UserError
 from cxr_lightning.progress import progress_bar
@@ -81,14 +86,14 @@ class DicomSource(Source):
         table = fill_from_headers(table, self.dicoms, HEADER_COLUMNS)
         unseen = table["Frontal/Lateral"].isin(NOT_STATED)
         table["Frontal/Lateral"] = table["Frontal/Lateral"].mask(unseen, "Frontal")
-        table["patient"] = table["patient"].mask(table["patient"] == "", table["Path"])
+        table["patient"] = stand_in_patients(table)
         table["study"] = table["study"].mask(table["study"] == "", "study1")
         return arrange(table)
 
     def _read_csv(self, file: Path) -> pd.DataFrame:
         """The CSV file, with blanks where it does not state a thing."""
         table = read_list(file, self.columns, {**DEFAULTS, "Frontal/Lateral": ""})
-        unknown = table["patient"] == table["Path"]
+        unknown = table["patient"] == stand_in_patients(table.assign(patient=""))
         if table["study"].isin(["", "study1"]).all():  # what stands for no study
             table["study"] = ""
         return table.assign(patient=table["patient"].mask(unknown, ""))

@@ -27,6 +27,8 @@ from cxr_lightning.types import OBSERVATIONS
 DEFAULTS = {"Sex": "Unknown", "Frontal/Lateral": "Frontal", **dict.fromkeys(OBSERVATIONS, "n/a")}
 """What a column that is absent means; all others are blank."""
 
+LOOSE = "it lies in no folder of a class"
+
 PATIENT = r"^(?!/).*?(patient\d+)"
 """The patient in a path below the root; an absolute path says nothing."""
 
@@ -107,6 +109,12 @@ def read_list(
     table = read_csv(file)
     require_columns(table, columns.values(), file)
     ours = {column.lower(): column for column in (*TABLE_COLUMNS, "report")}
+    asked = pd.Series([*columns.values()], dtype=str)
+    if asked.duplicated().any():
+        shared = asked[asked.duplicated()].iloc[0]
+        raise UserError(
+            f"columns: {shared!r} is given for two columns; copy it in {file}, or leave one out."
+        )
     theirs = {name: column for column, name in columns.items()}
     names = [theirs.get(c, ours.get(c.lower(), c)) for c in table.columns]
     table.columns = pd.Index(names)
@@ -122,10 +130,20 @@ def read_list(
     table = with_split(table, table["split"])
     if "patient" not in table.columns:
         table["patient"] = table["Path"].str.extract(PATIENT, expand=False).fillna("")
-    if "study" not in table.columns:
+    if "study" in table.columns:
+        table["patient"] = stand_in_patients(table)
+    else:
         table["study"] = table["Path"].str.extract(r"(study\d+)", expand=False).fillna("study1")
-    # No patient is known: the path stands for one.
-    return table.assign(patient=table["patient"].where(table["patient"] != "", table["Path"]))
+        table["patient"] = table["patient"].where(table["patient"] != "", table["Path"])
+    return table
+
+
+def stand_in_patients(table: pd.DataFrame) -> "pd.Series[str]":
+    """The patient of each image; where none is known, its study stands for one, or its path."""
+    study = table["study"].astype(str)
+    named = ~study.isin(["", "study1"])
+    stand_in = ("study " + study).where(named, table["Path"])
+    return table["patient"].where(table["patient"] != "", stand_in)
 
 
 def table_of_classes(root: Path, columns: Mapping[str, str]) -> pd.DataFrame:
@@ -135,13 +153,14 @@ def table_of_classes(root: Path, columns: Mapping[str, str]) -> pd.DataFrame:
         UserError: If there is no image in such a folder, or a folder has a name that is no class.
     """
     theirs = {name: column for column, name in columns.items()}
-    rows = []
+    rows, loose = [], []
     for path in images_below(root):
         folders = list(path.relative_to(root).parts[:-1])
         named = [name for name in folders[:2] if name.lower() in SPLIT_NAMES]
         split = SPLIT_NAMES[named[0].lower()] if named else ""
         folders = [name for name in folders if name not in named[:1]]
         if not folders:
+            loose.append((*_shown(path.relative_to(root)), split))
             continue
         observation = theirs.get(folders[0]) or find_observation(folders[0])
         if observation not in OBSERVATIONS:
@@ -150,16 +169,22 @@ def table_of_classes(root: Path, columns: Mapping[str, str]) -> pd.DataFrame:
                 f"an observation; rename it to one of normal, {', '.join(OBSERVATIONS)}, map it "
                 "with --columns, or add a CSV file."
             )
-        name = path.relative_to(root).as_posix()
-        shown = name.encode("utf-8", "backslashreplace").decode()
-        problem = "" if name == shown else f"{shown}: the name is not UTF-8"
+        shown, problem = _shown(path.relative_to(root))
         rows.append((shown, observation, split, problem))
     if not rows:
         raise UserError(
             f"csv: {root} holds neither a CSV file nor images in folders by class; name the CSV "
             "file with --csv FILE."
         )
+    rows += [(shown, "", split, problem or LOOSE) for shown, problem, split in loose]
     return _label_classes(pd.DataFrame(rows, columns=["Path", "class", "split", PROBLEM]))
+
+
+def _shown(path: Path) -> tuple[str, str]:
+    """A path as text, and what is wrong with it."""
+    name = path.as_posix()
+    shown = name.encode("utf-8", "backslashreplace").decode()
+    return shown, "" if name == shown else f"{shown}: the name is not UTF-8"
 
 
 def _label_classes(table: pd.DataFrame) -> pd.DataFrame:

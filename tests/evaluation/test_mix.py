@@ -1,0 +1,55 @@
+"""Sets that mix the conditions otherwise than the real one are compared by condition only."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from blobs import make_inputs, synthetic_set
+
+from cxr_lightning.evaluation.fidelity import fidelity
+from cxr_lightning.evaluation.inputs import EvaluationInputs
+from cxr_lightning.evaluation.records import OVERALL
+from cxr_lightning.metrics.extractors import pixel_extractor
+
+
+def _inputs(work: Path, shares: tuple[int, ...]) -> EvaluationInputs:
+    """Synthetic images of the three conditions, so many of each."""
+    whole = synthetic_set()
+    names = np.asarray(whole.requested)
+    rows = np.concatenate(
+        [
+            np.flatnonzero(names == name)[:n]
+            for name, n in zip(dict.fromkeys(names), shares, strict=True)
+        ]
+    )
+    part = replace(
+        whole,
+        images=whole.images[rows],
+        sha256=f"{whole.sha256}-{shares}",
+        table=whole.table.iloc[rows].reset_index(drop=True),
+        requested=names[rows],
+    )
+    inputs = make_inputs(work, part)
+    return replace(inputs, extractors=[pixel_extractor(inputs.real.size)])
+
+
+def test_another_mix_is_not_compared_as_a_whole(tmp_path: Path) -> None:
+    inputs = _inputs(tmp_path, (40, 40, 4))
+    assert inputs.other_mix.startswith("conditions are mixed otherwise than in the real images (")
+    records = fidelity(inputs).records
+    overall = [r for r in records if r.condition == OVERALL]
+    assert overall
+    assert all(r.passed is None and inputs.other_mix in str(r.warning) for r in overall)
+    conditions = [r for r in records if r.metric == "fid_equal_n"]
+    assert len(conditions) == 3
+    assert all(r.passed is not None and r.warning is None for r in conditions)
+
+
+def test_the_mix_of_the_real_set_is_compared(tmp_path: Path) -> None:
+    inputs = _inputs(tmp_path, (40, 40, 40))
+    counts = [len(inputs.real_rows(condition)) for condition in inputs.conditions]
+    shares = tuple(round(40 * count / max(counts)) for count in counts)
+    inputs = _inputs(tmp_path, shares)
+    assert inputs.other_mix == ""
+    overall = [r for r in fidelity(inputs).records if (r.metric, r.condition) == ("fid", OVERALL)]
+    assert [r.passed is not None for r in overall] == [True]
