@@ -328,3 +328,24 @@ def test_a_full_disk_is_one_sentence(
         f"cxr generate: error: {place}: no space is left on its disk; make room and give the same "
         "command again.\n"
     )
+
+
+def test_a_cosine_without_a_last_step_is_one_sentence(
+    prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configs = Path(__file__).parents[1] / "configs"
+    with pytest.raises(SystemExit) as stop:
+        main(
+            [
+                "fit",
+                f"--config={configs}/vae.yaml",
+                f"--config={configs}/scale/cpu-smoke.yaml",
+                f"--data.root={prepared}",
+                f"--trainer.default_root_dir={tmp_path}",
+                "--trainer.max_steps=-1",
+                "--trainer.max_time=00:00:00:10",
+                "--model.init_args.decay=cosine",
+            ]
+        )
+    assert stop.value.code == 2
+    assert "error: trainer.max_steps: the learning rate falls" in capsys.readouterr().err

@@ -72,6 +72,8 @@ class Acceleration(Callback):
                 f"acceleration.compile: a training of {type(pl_module).__name__} cannot be "
                 "compiled; leave it false."
             )
+        # Stage 4 goes back through a step twice where it measures its gradients.
+        torch._functorch.config.donated_buffer = False
         mode = self.mode if self.backend == "inductor" else None
         for network in networks:
             network.compile(mode=mode, backend=self.backend)

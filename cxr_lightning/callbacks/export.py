@@ -7,6 +7,7 @@ from typing import Any, Literal
 from lightning import Callback, LightningModule, Trainer
 
 from cxr_lightning.artifacts import save_product
+from cxr_lightning.callbacks.generation import GenerationMetrics
 from cxr_lightning.data.description import count_shown, describe_training
 from cxr_lightning.errors import UserError
 from cxr_lightning.stages.base import Stage
@@ -65,6 +66,9 @@ class Export(Callback):
     def _improved(self, trainer: Trainer) -> bool:
         assert self.monitor is not None
         if self.monitor not in trainer.callback_metrics:
+            pauses = [c for c in trainer.callbacks if isinstance(c, GenerationMetrics)]  # type: ignore[attr-defined]
+            if any(not callback.measured for callback in pauses):
+                return False  # nothing was measured since the run was resumed
             raise UserError(
                 f"export.monitor: {self.monitor!r} is not logged by this stage; use one of "
                 f"{', '.join(sorted(trainer.callback_metrics))}."

@@ -5,6 +5,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -115,6 +116,7 @@ class CheXpertDataModule(LightningDataModule):
                     f"images and needs at least {need}; use a smaller --data.batch_size, fewer "
                     "processes, or prepare more images (--valid_fraction)."
                 )
+        self.weights: Float[np.ndarray, " n"] | None = None
         if self.balance_view is not None:
             self.weights = view_weights(table.iloc[self.rows["train"]], self.balance_view)
 
@@ -181,13 +183,12 @@ class CheXpertDataModule(LightningDataModule):
 
     def _loader(self, split: Split, shuffle: bool) -> ResumableLoader:
         rows = self.rows[split]
-        balanced = shuffle and self.balance_view is not None
         sampler = BatchSampler(
             len(rows),
             self.batch_size,
             shuffle=shuffle,
             seed=self.seed,
-            weights=self.weights if balanced else None,
+            weights=self.weights if shuffle else None,
             rank=self.trainer.global_rank if self.trainer is not None else 0,
             world_size=self._world_size,
         )

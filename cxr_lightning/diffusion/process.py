@@ -117,7 +117,8 @@ def ddim_step(
         eta: 0 deterministic, 1 as stochastic as the ancestral sampler.
     """
     sigma = eta * ((1.0 - a_prev) / (1.0 - a_t) * (1.0 - a_t / a_prev)) ** 0.5
-    return a_prev**0.5 * x0 + (1.0 - a_prev - sigma**2) ** 0.5 * epsilon + sigma * noise
+    left = max(1.0 - a_prev - sigma**2, 0.0)  # rounding may take it below 0
+    return a_prev**0.5 * x0 + left**0.5 * epsilon + sigma * noise
 
 
 def _scales(

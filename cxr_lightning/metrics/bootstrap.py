@@ -172,7 +172,8 @@ def seeds_interval(
 
     The variance is that of the mean over bootstrap draws of the patients, plus that of the seeds
     over their number; Student's quantile has the degrees of freedom of Satterthwaite 1946, which
-    hold the mean in 92 to 95 % for three seeds. A bootstrap of three seeds would exclude 0 whenever all three have one sign.
+    hold the mean in 92 to 95 % for three seeds. A bootstrap of three seeds would exclude 0 whenever
+    all three have one sign.
 
     Args:
         each: The number of each seed with all patients, then in every draw of the patients.

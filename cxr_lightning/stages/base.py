@@ -1,5 +1,6 @@
 """Stage: what the stages share."""
 
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from cxr_lightning.data.datamodule import CheXpertDataModule
 from cxr_lightning.diffusion.generator import Generator
 from cxr_lightning.diffusion.samplers import Sampling
+from cxr_lightning.errors import UserError
 from cxr_lightning.types import Batch
 
 Decay = Literal["constant", "cosine"]
@@ -158,7 +160,12 @@ class Stage(LightningModule, ABC):
     def configure_optimizers(self) -> Any:
         """The optimizer over the trainable parameters, with warm-up and decay."""
         optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
-        total = max(int(self.trainer.estimated_stepping_batches), 1)
+        total = max(float(self.trainer.estimated_stepping_batches), 1.0)
+        if self.decay == "cosine" and math.isinf(total):
+            raise UserError(
+                "trainer.max_steps: the learning rate falls along a cosine to the last step, and "
+                "there is none; give a number of steps, or --model.init_args.decay constant."
+            )
 
         def factor(step: int) -> float:
             warmup = min((step + 1) / (self.warmup_steps + 1), 1.0)

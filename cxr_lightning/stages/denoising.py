@@ -9,6 +9,7 @@ from jaxtyping import UInt8
 from torch import Tensor, nn
 
 from cxr_lightning.data.datamodule import CheXpertDataModule
+from cxr_lightning.data.sampler import resample
 from cxr_lightning.data.text_encoder import check_text_encoder
 from cxr_lightning.data.transforms import to_image
 from cxr_lightning.diffusion.generator import Generator
@@ -118,12 +119,18 @@ def check_gamma(gamma: float | None, schedule: Schedule) -> float | None:
 def fit_prior(
     networks: GeneratorInTraining, datamodule: CheXpertDataModule, device: torch.device
 ) -> None:
-    """Fits the latent prior to one sampled latent code of each training image, unless it is."""
+    """Fits the latent prior to one sampled latent code of each training image, unless it is.
+
+    With `data.balance_view` images count as often as they are trained on.
+    """
     if networks.autoencoder is None or networks.prior is None or networks.prior.fitted:
         return
     noise = torch.Generator().manual_seed(0)
     latents, conditions = [], []
-    for rows in torch.as_tensor(datamodule.rows["train"]).split(256):
+    train = datamodule.rows["train"]
+    if datamodule.weights is not None:
+        train = train[resample(datamodule.weights, 0.5)]
+    for rows in torch.as_tensor(train).split(256):
         batch = datamodule.batch_of(rows.numpy(), device)
         mean, log_variance = networks.autoencoder.network.encode(batch.image)
         eps = torch.randn(mean.shape, generator=noise).to(device)

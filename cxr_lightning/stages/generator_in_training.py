@@ -110,7 +110,8 @@ class GeneratorInTraining(nn.Module):
         self.prior = None
         if autoencoder is not None:
             normal = LatentPrior(latent_dim=autoencoder.latent_dim, kind="normal")
-            self.prior = prior or normal
+            # Fitted apart; a parameter that no training step reaches would stop DDP.
+            self.prior = (prior or normal).requires_grad_(False)
         self.decay = decay
         schedule = alpha_bar(denoiser.schedule, denoiser.timesteps).float()
         self.register_buffer("alpha_bar", schedule, persistent=False)

@@ -9,7 +9,7 @@ Precision = Literal["bf16-mixed", "32-true"]
 
 
 def default_precision(device_type: str) -> Precision:
-    """`bf16-mixed` where the device computes in bfloat16, else `32-true`.
+    """`bf16-mixed` where the device computes in bfloat16 itself, else `32-true`.
 
     A CPU without such instructions (AVX512-BF16 or AMX, bfloat16 of ARM) takes about ten times as
     long for a convolution in bfloat16 as in float32.
@@ -17,7 +17,12 @@ def default_precision(device_type: str) -> Precision:
     Args:
         device_type: `cpu`, `cuda` and so on.
     """
-    return "32-true" if device_type == "cpu" and not cpu_has_bf16() else "bf16-mixed"
+    if device_type == "cpu":
+        return "bf16-mixed" if cpu_has_bf16() else "32-true"
+    if device_type == "cuda" and torch.cuda.is_available():
+        emulated = not torch.cuda.is_bf16_supported(including_emulation=False)
+        return "32-true" if emulated else "bf16-mixed"
+    return "bf16-mixed"
 
 
 def cpu_has_bf16() -> bool:

@@ -102,6 +102,24 @@ def test_a_compiled_stage_trains_the_same_weights(
     assert compiled.compilable()
 
 
+def test_compiled_stage_4_measures_its_gradients_after_the_first_step(
+    stages: dict[str, Make], prepared: Path, quiet_trainer: Callable[..., Trainer]
+) -> None:
+    """There a step is gone back through twice."""
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    stage = stages["finetune"]()
+    run = quiet_trainer(
+        max_steps=3,
+        limit_val_batches=0,
+        log_every_n_steps=3,
+        callbacks=[Acceleration(**TRACED)],
+    )
+    run.fit(stage, CheXpertDataModule(prepared, batch_size=8, image_size=32))
+    said = [name for name in run.callback_metrics if name.endswith("gradient_ratio")]
+    assert said == ["finetune/train/gradient_ratio"]
+
+
 def test_channels_last_is_refused_on_a_cpu(
     stages: dict[str, Make], fit: Callable[..., Stage]
 ) -> None:

@@ -218,3 +218,13 @@ def test_ddim_with_eta_one_is_the_ancestral_step():
     y = add_noise(x0, noise, A[600].expand(3))
     ours = ddim_step(x0, noise, fresh, a_t, a_s, eta=1.0)
     torch.testing.assert_close(ours, ddpm_step(y, x0, fresh, a_t, a_s), rtol=0, atol=1e-12)
+
+
+def test_ddim_of_eta_1_is_real_at_a_signal_to_noise_ratio_of_0():
+    """1 - A_s - sigma^2 is 0 there, up to rounding."""
+    a = alpha_bar("zero_snr", 1000).tolist()
+    y = torch.ones(1, 1, 2, 2)
+    for previous in range(1, 1000):
+        made = ddim_step(y, y, y, a[1000], a[previous], 1.0)
+        assert made.dtype == torch.float32
+        assert made.isfinite().all()

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from blobs import make_inputs, synthetic_set
+from blobs import CONDITIONS, make_inputs, synthetic_set
 
 from cxr_lightning.evaluation.fidelity import fidelity
 from cxr_lightning.evaluation.inputs import EvaluationInputs
@@ -13,15 +13,11 @@ from cxr_lightning.metrics.extractors import pixel_extractor
 
 
 def _inputs(work: Path, shares: tuple[int, ...]) -> EvaluationInputs:
-    """Synthetic images of the three conditions, so many of each."""
+    """Synthetic images, so many of each condition."""
     whole = synthetic_set()
     names = np.asarray(whole.requested)
-    rows = np.concatenate(
-        [
-            np.flatnonzero(names == name)[:n]
-            for name, n in zip(dict.fromkeys(names), shares, strict=True)
-        ]
-    )
+    wanted = zip(CONDITIONS, shares, strict=True)
+    rows = np.concatenate([np.flatnonzero(names == name)[:n] for name, n in wanted])
     part = replace(
         whole,
         images=whole.images[rows],
@@ -34,19 +30,19 @@ def _inputs(work: Path, shares: tuple[int, ...]) -> EvaluationInputs:
 
 
 def test_another_mix_is_not_compared_as_a_whole(tmp_path: Path) -> None:
-    inputs = _inputs(tmp_path, (40, 40, 4))
+    inputs = _inputs(tmp_path, (*[40] * (len(CONDITIONS) - 1), 4))
     assert inputs.other_mix.startswith("conditions are mixed otherwise than in the real images (")
     records = fidelity(inputs).records
     overall = [r for r in records if r.condition == OVERALL]
     assert overall
     assert all(r.passed is None and inputs.other_mix in str(r.warning) for r in overall)
     conditions = [r for r in records if r.metric == "fid_equal_n"]
-    assert len(conditions) == 3
+    assert len(conditions) == len(CONDITIONS)
     assert all(r.passed is not None and r.warning is None for r in conditions)
 
 
 def test_the_mix_of_the_real_set_is_compared(tmp_path: Path) -> None:
-    inputs = _inputs(tmp_path, (40, 40, 40))
+    inputs = _inputs(tmp_path, (40,) * len(CONDITIONS))
     counts = [len(inputs.real_rows(condition)) for condition in inputs.conditions]
     shares = tuple(round(40 * count / max(counts)) for count in counts)
     inputs = _inputs(tmp_path, shares)

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning import Callback, Trainer, seed_everything
@@ -12,10 +13,12 @@ from processes import validate
 from text_model import write_text_model
 
 from cxr_lightning.data.datamodule import CheXpertDataModule
+from cxr_lightning.data.sampler import resample
 from cxr_lightning.data.text_encoder import TextEncoder
 from cxr_lightning.diffusion.priors import flow
 from cxr_lightning.errors import UserError
 from cxr_lightning.stages.ddpm import DDPM
+from cxr_lightning.stages.denoising import fit_prior
 
 SMALL = {"width": 8, "multipliers": [1, 2], "blocks": 1, "attention": [16], "timesteps": 50}
 
@@ -262,3 +265,25 @@ def test_two_processes_measure_what_one_does(prepared, products, tmp_path):
     one, two = (validate("ddpm", prepared, tmp_path / str(n), n, *flags) for n in (1, 2))
     assert one.keys() == {"ddpm/valid/loss"}
     assert two == pytest.approx(one, rel=1e-5)
+
+
+@pytest.mark.parametrize("prior", ["normal", "gaussian", "mixture", "flow"])
+def test_nothing_but_the_denoiser_asks_for_gradients(make, prior):
+    """DistributedDataParallel stops where a parameter that does gets none."""
+    asks = {name for name, p in make(prior=prior).named_parameters() if p.requires_grad}
+    assert asks
+    assert all(name.startswith("networks.denoiser.") for name in asks)
+
+
+def test_the_prior_counts_images_as_often_as_balanced_views_do(make, prepared, monkeypatch):
+    module, data_module = make(), data(prepared)
+    data_module.setup("fit")
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(type(module.networks.prior), "fit", lambda _, z, c: seen.append(c.value))
+    weights = np.linspace(0.0, 2.0, len(data_module.rows["train"]))
+    for data_module.weights in (None, weights):
+        fit_prior(module.networks, data_module, torch.device("cpu"))
+    every = data_module.condition.rows(torch.as_tensor(data_module.rows["train"])).value
+    assert torch.equal(seen[0], every)
+    assert torch.equal(seen[1], every[torch.as_tensor(resample(weights, 0.5))])
+    assert not torch.equal(*seen)
