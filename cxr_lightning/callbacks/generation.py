@@ -191,14 +191,14 @@ class GenerationMetrics(Callback):
         if not self.scores or generator.autoencoder is None:
             return {}
         plain = replace(self.sampling, guidance=1.0)
-        for rows in self._share(trainer, stage, "valid"):
+        for rows in self._share(trainer, stage, stage.held_out):
             batch = stage.datamodule.batch_of(rows, stage.device)
             made = generator.reconstruct(batch.image, batch.condition, batch.index, plain)
             for scores in self.scores.values():
                 scores.add_reconstructions(stage, batch, made)
         found: dict[str, Tensor] = {}
         for prefix, scores in self.scores.items():
-            chosen = self._chosen(stage, "valid")
+            chosen = self._chosen(stage, stage.held_out)
             scores.calibrate(trainer, stage, generator, chosen, self.batch_size)
             found |= {f"{prefix}{name}": v for name, v in scores.compute_scores().items()}
         return found

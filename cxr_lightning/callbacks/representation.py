@@ -58,6 +58,7 @@ class RepresentationScores:
         self.made = PairwiseDiversity(encoder.dim, names)
         self.real = PairwiseDiversity(encoder.dim, names)
         self.calibration: dict[str, Tensor] = {}
+        self.calibrated_on = ""
 
     def to(self, device: torch.device) -> None:
         """Moves networks and sums."""
@@ -81,6 +82,8 @@ class RepresentationScores:
         self, trainer: Trainer, stage: Stage, generator: Generator, rows: Rows, batch_size: int
     ) -> None:
         """Adds what does not change while the denoiser trains, unless it was measured before."""
+        if self.calibrated_on != stage.held_out:
+            self.calibrated_on, self.calibration = stage.held_out, {}
         if self.calibration or generator.denoiser is None:
             return
         for part in share(trainer, rows, batch_size):
@@ -116,12 +119,13 @@ class RepresentationScores:
         self, stage: Stage, rows: Rows
     ) -> Iterator[tuple[str, Bool[Tensor, " g"], Rows, Rows]]:
         """Comparison, group, rows, and for each of them a row of another patient."""
-        table, valid = stage.datamodule.prepared.table, stage.datamodule.rows["valid"]
+        table, held_out = stage.datamodule.prepared.table, stage.datamodule.rows[stage.held_out]
         patients = table["patient"].astype(str).to_numpy(dtype=str)
         of_condition = torch.eye(len(self.conditions), dtype=torch.bool)
-        pools = [("rrs_ceil_random", torch.zeros(len(self.conditions), dtype=torch.bool), valid)]
+        pools = [("rrs_ceil_random", torch.zeros(len(self.conditions), dtype=torch.bool), held_out)]
         for group, condition in zip(of_condition, self.conditions, strict=True):
-            pools.append(("rrs_ceil_same", group, valid[condition.matches(table.iloc[valid])]))
+            shown = condition.matches(table.iloc[held_out])
+            pools.append(("rrs_ceil_same", group, held_out[shown]))
         for name, group, pool in pools:
             mine = rows[np.isin(rows, pool)]
             other = other_patients(patients[mine], patients[pool], np.random.default_rng(0))

@@ -41,6 +41,11 @@ class ImageNoise:
         return torch.stack(draws).to(self.device)
 
 
+def image_uniform(seed: int, index: Int[Tensor, " b"], *shape: int) -> Float[Tensor, "b *shape"]:
+    """Uniform numbers in [0, 1] of each image, on the CPU; they depend on (seed, index) alone."""
+    return torch.special.ndtr(ImageNoise(seed, index).normal(*shape))
+
+
 class EvenNoise:
     """Noise as strong in every image: of mean square 1, as standard normal noise is on average.
 

@@ -27,7 +27,7 @@ from torchmetrics import Metric
 
 from cxr_lightning.data.augment import DRAWS, PRESETS, two_views
 from cxr_lightning.data.transforms import to_image, to_model
-from cxr_lightning.diffusion.random import ImageNoise
+from cxr_lightning.diffusion.random import image_uniform
 from cxr_lightning.losses.representation import embedding_distance
 from cxr_lightning.networks.encoder import Encoder
 from cxr_lightning.networks.frozen import Frozen
@@ -82,7 +82,7 @@ def floor_pairs(
         index: Number of each image: its two views depend on (seed, number) alone.
         seed: Of the views.
     """
-    uniform = torch.special.ndtr(ImageNoise(seed, index).normal(2, DRAWS))
+    uniform = image_uniform(seed, index, 2, DRAWS)
     return {
         "rrs_floor_pixel": (original, resize_round_trip(original)),
         "rrs_floor_augment": two_views(original, uniform, PRESETS["cxr"]),

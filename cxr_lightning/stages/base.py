@@ -15,7 +15,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from cxr_lightning.data.datamodule import CheXpertDataModule
+from cxr_lightning.data.datamodule import CheXpertDataModule, Split
 from cxr_lightning.diffusion.generator import Generator
 from cxr_lightning.diffusion.samplers import Sampling
 from cxr_lightning.errors import UserError
@@ -123,6 +123,12 @@ class Stage(LightningModule, ABC):
     def split(self) -> str:
         """Which split is being evaluated: `valid` or `test`."""
         return "test" if self.trainer.testing else "valid"
+
+    @property
+    def held_out(self) -> Split:
+        """Images that are judged: in a test those of the test split, if there are any."""
+        has_test = len(self.datamodule.rows["test"]) > 0
+        return "test" if self.split == "test" and has_test else "valid"
 
     def log_scalars(self, split: str, scalars: Mapping[str, Tensor | float], count: int) -> None:
         """Logs `<stage>/<split>/<name>`; validation values are means over all images and ranks."""

@@ -274,7 +274,10 @@ class Finetune(DenoisingStage):
 
     @torch.no_grad()
     def _probe_diffusion(self) -> Float[Tensor, ""]:
-        """Diffusion loss on a fixed choice of validation images; the same on every process."""
+        """Diffusion loss on a fixed choice of held-out images; the same on every process.
+
+        They are validation images in a test too, since the loss at the start is that of these.
+        """
         rows = self.datamodule.rows["valid"]
         chosen = np.random.default_rng(0).permutation(rows)[:PROBE]
         parts = np.array_split(chosen, range(PROBE_BATCH, len(chosen), PROBE_BATCH))

@@ -11,10 +11,11 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from cxr_lightning.data.augment import PRESETS, Augmentation, Preset, sample_draws, two_views
+from cxr_lightning.data.augment import DRAWS, PRESETS, Augmentation, Preset, sample_draws, two_views
 from cxr_lightning.data.categories import CATEGORIES
 from cxr_lightning.data.datamodule import Split
 from cxr_lightning.data.partners import Partners, Positives, group_codes
+from cxr_lightning.diffusion.random import image_uniform
 from cxr_lightning.errors import UserError
 from cxr_lightning.files import sha256_file
 from cxr_lightning.losses.clustering import (
@@ -302,10 +303,10 @@ class MoCo(Stage):
         self.monitors.clear()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Embeds two views of each image, the same ones every time, and the image itself."""
+        """Embeds two views of each image, its own ones every time, and the image itself."""
         if batch_idx * self.datamodule.batch_size >= MONITORED:
             return
-        draws = sample_draws(len(batch.image), torch.Generator().manual_seed(batch_idx))
+        draws = image_uniform(0, batch.index, 2, DRAWS)
         first, second = two_views(batch.image, draws, self.augmentation)
         embedded = self.encoder(first), self.encoder(second), self.key_encoder(second)
         features = self.encoder.features(batch.image).float()

@@ -1,5 +1,6 @@
 """Metrics during validation."""
 
+import shutil
 from unittest.mock import Mock
 
 import numpy as np
@@ -11,6 +12,8 @@ from lightning.pytorch.loggers import CSVLogger
 
 from cxr_lightning.artifacts import load_network, save_product
 from cxr_lightning.callbacks.generation import GenerationMetrics
+from cxr_lightning.callbacks.representation import RepresentationScores
+from cxr_lightning.data.datamodule import CheXpertDataModule
 from cxr_lightning.data.vocabulary import parse_condition
 from cxr_lightning.diffusion.generator import Generator
 from cxr_lightning.diffusion.samplers import Sampling
@@ -54,6 +57,35 @@ def test_keys_values_and_checkpoint(products, datamodule, quiet_trainer):
     # nothing is carried over to the next validation
     again = trainer.validate(module, datamodule=datamodule, verbose=False)[0]
     assert again == logged
+
+
+def test_a_test_scores_the_test_split(products, prepared, quiet_trainer, tmp_path, monkeypatch):
+    """It may be the validation images that chose the product."""
+    shutil.copytree(prepared, tmp_path / "set")
+    table = pd.read_csv(tmp_path / "set" / "table.csv", dtype=str, keep_default_na=False)
+    tested = table.index[table["split"] == "valid"][:5]
+    table.loc[tested, "split"] = "test"
+    table.to_csv(tmp_path / "set" / "table.csv", index=False)
+    seen: list[int] = []
+    add = RepresentationScores.add_reconstructions
+
+    def noted(self, stage, batch, made):
+        seen.extend(batch.index.tolist())
+        add(self, stage, batch, made)
+
+    monkeypatch.setattr(RepresentationScores, "add_reconstructions", noted)
+    module = Finetune(products / "generator", products / "encoder", image_size=32)
+    metrics = GenerationMetrics(
+        extractor=None, encoder=products / "encoder", count=99, batch_size=4,
+        sampling=Sampling(steps=1),
+    )  # fmt: skip
+    data = CheXpertDataModule(tmp_path / "set", batch_size=4, image_size=32)
+    run = quiet_trainer(callbacks=[metrics])
+    logged = run.test(module, datamodule=data, verbose=False)[0]
+    assert "finetune/test/rrs" in logged
+    assert sorted(seen) == tested.tolist()
+    run.validate(module, datamodule=data, verbose=False)
+    assert not {*seen[len(tested) :]} & {*tested}
 
 
 def test_every_second_validation_and_no_extractor(products, datamodule, quiet_trainer):

@@ -207,6 +207,19 @@ def test_validation_touches_nothing(tmp_path: Path) -> None:
     assert first == run.validate(model, datamodule=TinyData(), verbose=False)
 
 
+def test_validation_is_the_same_however_images_are_batched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for size in (8, 5):
+        monkeypatch.setitem(globals(), "BATCH", size)
+        run = trainer(tmp_path)
+        found += run.validate(stage(), datamodule=TinyData(), verbose=False)
+    for name in ("alignment", "effective_rank", "retrieval", "info_nce"):
+        key = f"moco/valid/{name}"
+        assert found[0][key] == pytest.approx(found[1][key], abs=1e-5), name
+
+
 def test_validation_does_not_read_the_queue(tmp_path: Path) -> None:
     model = stage()
     run = trainer(tmp_path, max_steps=2)
