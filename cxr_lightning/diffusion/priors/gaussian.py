@@ -21,6 +21,10 @@ class GaussianPrior(nn.Module):
     of the residuals, shrunk towards its diagonal (Ledoit and Wolf's idea with a fixed share), so
     that few images do not make it singular.
 
+    The regression knows conditions as the training images have them. A field that they all state
+    and a request does not enters as 0, halfway between its values, and S is not widened for it:
+    unlike `FlowPrior`, which is trained with fields left out.
+
     Args:
         latent_dim: Dimension of the latent code.
         shrinkage: Share of the diagonal in S, 0 to 1.
