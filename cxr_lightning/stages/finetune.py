@@ -9,8 +9,10 @@ from jaxtyping import Float
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 
 from cxr_lightning.artifacts import check_product, load_network
+from cxr_lightning.diffusion.schedule import snr
 from cxr_lightning.errors import UserError
 from cxr_lightning.losses.representation import (
     Embed,
@@ -141,6 +143,7 @@ class Finetune(DenoisingStage):
         self.drop_condition = drop_condition
         self.drop_text = drop_text
         self.ratios: list[Tensor] = []
+        self.mean_diffusion, self.mean_representation = MeanMetric(), MeanMetric()
         self.warned = False
         self.register_buffer("diffusion_at_start", torch.tensor(float("nan")))
         self.diffusion_at_start: Float[Tensor, ""]
@@ -187,16 +190,23 @@ class Finetune(DenoisingStage):
         representation = representation_loss(
             self.encoder.network, batch.image, denoised.x0, denoised.a_t, self.snr_min
         )
-        diffusion = denoised.loss()
-        loss = diffusion + self.representation_weight * representation
-        scalars = {"loss": loss, "diffusion": diffusion, "representation": representation}
-        self.log_scalars(self.split, scalars, len(batch.image))
+        a_t = denoised.a_t
+        self.mean_representation.update(representation, a_t[snr(a_t) >= self.snr_min].sum())
+        self.mean_diffusion.update(denoised.loss(), len(batch.image))
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the diffusion loss on the probe images over that before the first step.
+        """Logs both losses, however images were batched, and the ratio of the probe's.
 
-        Warns, once, of a lambda that is too large.
+        That is the diffusion loss on the probe images over that before the first step. Warns, once,
+        of a lambda that is too large.
         """
+        diffusion: Tensor = self.mean_diffusion.compute()
+        representation: Tensor = self.mean_representation.compute().nan_to_num()  # none in the cut
+        self.mean_diffusion.reset()
+        self.mean_representation.reset()
+        loss = diffusion + self.representation_weight * representation
+        scalars = {"loss": loss, "diffusion": diffusion, "representation": representation}
+        self.log_scalars(self.split, scalars, 1)
         if not self.diffusion_at_start.isnan():  # as in `cxr validate` without a checkpoint
             ratio = self._probe_diffusion() / self.diffusion_at_start
             self.log_scalars(self.split, {"diffusion_ratio": ratio}, 1)

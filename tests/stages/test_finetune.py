@@ -380,3 +380,20 @@ def test_a_resumed_run_equals_the_uninterrupted_one(make, prepared, quiet_traine
     resumed = fit(4, tmp_path / "last.ckpt")
     whole = fit(4)
     assert all(torch.equal(resumed[key], whole[key]) for key in whole)
+
+
+def test_validation_is_the_same_however_images_are_batched(make, prepared, quiet_trainer):
+    """Its means are those of the whole split, also where a batch has no image inside the cut."""
+    found = []
+    for size in (4, 1):
+        data = CheXpertDataModule(prepared, batch_size=size, image_size=32)
+        found += quiet_trainer().validate(
+            make(representation_weight=0.1), datamodule=data, verbose=False
+        )
+    for name in ("diffusion", "representation", "loss"):
+        key = f"finetune/valid/{name}"
+        assert found[0][key] == pytest.approx(found[1][key], rel=1e-4), name
+    expected = (
+        found[0]["finetune/valid/diffusion"] + 0.1 * found[0]["finetune/valid/representation"]
+    )
+    assert found[0]["finetune/valid/loss"] == pytest.approx(expected, rel=1e-5)
