@@ -26,12 +26,8 @@ from pydicom.uid import (
 )
 
 from cxr_lightning.data.resize import Resize, UnreadableImageError
-from cxr_lightning.data.sources.dicom_files import (
-    Header,
-    read_dicom,
-    read_header,
-    window,
-)
+from cxr_lightning.data.sources.dicom_files import Header, read_dicom, read_header
+from cxr_lightning.data.sources.dicom_grey import window
 
 
 @pytest.fixture
