@@ -67,7 +67,7 @@ class Export(Callback):
         assert self.monitor is not None
         if self.monitor not in trainer.callback_metrics:
             pauses = [c for c in trainer.callbacks if isinstance(c, GenerationMetrics)]  # type: ignore[attr-defined]
-            if any(not callback.measured for callback in pauses):
+            if any(c.every > 1 and not c.measured for c in pauses):
                 return False  # nothing was measured since the run was resumed
             raise UserError(
                 f"export.monitor: {self.monitor!r} is not logged by this stage; use one of "

@@ -247,10 +247,12 @@ def _privacy(evaluation: Evaluation) -> AxisLine | None:
     if patients:
         note += f"; {max(r.value or 0.0 for r in patients):,.0f} training patients in flagged pairs"
     found = [r for r in evaluation.select("exact_copies", "nearer_than_any") if r.passed is False]
-    others = evaluation.look_up("real", "is_training_data") is False
+    verdict = _found_words(found) or _copy_words(worst, allowed)
+    if verdict.symbol != "worse" and evaluation.look_up("real", "is_training_data") is False:
+        verdict = OTHER_DATA
     return AxisLine(
         "Privacy",
-        OTHER_DATA if others else _found_words(found) or _copy_words(worst, allowed),
+        verdict,
         percent(worst.value or 0.0),
         note,
         percent(allowed) if allowed is not None else "",

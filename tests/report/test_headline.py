@@ -8,7 +8,7 @@ import pytest
 from evaluation_writer import full_metrics, minimal_metrics
 
 from cxr_lightning.evaluation.records import Floor, Record, Skipped, Source
-from cxr_lightning.report.headline import AxisLine, headline
+from cxr_lightning.report.headline import OTHER_DATA, AxisLine, headline
 from cxr_lightning.report.read import Evaluation, Measurement
 from cxr_lightning.report.verdicts import compare
 
@@ -252,3 +252,11 @@ def test_the_best_gain_is_judged_for_all_settings_at_once() -> None:
     assert "helps" in lines([replace(gain, details=details)])["Utility"].verdict.text
     small = replace(gain, value=0.5, details=details | {"fraction": 0.1})
     assert lines([gain, small])["Utility"].key == "+0.0200"  # all real patients
+
+
+def test_copies_of_other_images_than_the_training_ones_are_not_known() -> None:
+    def line(records: list[Record]) -> AxisLine:
+        return lines(records, real={"is_training_data": False})["Privacy"]
+
+    assert line([copies(0.008, 0.004)]).verdict == OTHER_DATA
+    assert "copies of training images" in line([copies(0.1, 0.05)]).verdict.text  # found anyway

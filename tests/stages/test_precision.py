@@ -20,6 +20,13 @@ def test_a_cpu_takes_bf16_where_it_computes_in_it(monkeypatch, bf16, expected):
     assert precision.default_precision("cuda") == "bf16-mixed"
 
 
+@pytest.mark.parametrize(("native", "expected"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_a_gpu_that_emulates_bf16_takes_float32(monkeypatch, native, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
+    assert precision.default_precision("cuda") == expected
+
+
 @pytest.mark.parametrize(
     ("machine", "flags", "expected"),
     [
