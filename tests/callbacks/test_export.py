@@ -10,6 +10,7 @@ from lightning import Trainer
 
 from cxr_lightning.artifacts import check_product, load_network
 from cxr_lightning.callbacks.export import Export
+from cxr_lightning.callbacks.generation import GenerationMetrics
 from cxr_lightning.data.description import describe_training
 from cxr_lightning.errors import UserError
 from cxr_lightning.networks.autoencoder import Autoencoder
@@ -142,3 +143,15 @@ def test_goes_to_the_folder_asked_for(module, datamodule, quiet_trainer, tmp_pat
     trainer.fit(module, datamodule=datamodule)
     check_product(tmp_path / "a" / "b", "autoencoder", "model")
     assert not (tmp_path / "product").exists()
+
+
+def test_a_monitor_that_was_not_measured_since_a_resume_is_waited_for():
+    export = Export(monitor="finetune/valid/rrs")
+    pausing, always = (GenerationMetrics(extractor="fixed", every=every) for every in (2, 1))
+    trainer = SimpleNamespace(callback_metrics={}, callbacks=[pausing])
+    assert not export._improved(trainer)
+    pausing.measured = True
+    for callback in (pausing, always):
+        trainer.callbacks = [callback]
+        with pytest.raises(UserError, match="is not logged by this stage"):
+            export._improved(trainer)
