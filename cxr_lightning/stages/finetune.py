@@ -184,6 +184,11 @@ class Finetune(DenoisingStage):
         self.log_scalars("train", scalars, len(batch.image))
         return scalars["loss"]
 
+    def on_validation_epoch_start(self) -> None:
+        """Begins new means: sums made in inference mode could not be added to in training."""
+        self.mean_diffusion = MeanMetric().to(self.device)
+        self.mean_representation = MeanMetric().to(self.device)
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Both losses with averaged weights, full conditions and fixed noise."""
         denoised = self._denoise_fixed(batch)
@@ -202,8 +207,6 @@ class Finetune(DenoisingStage):
         """
         diffusion: Tensor = self.mean_diffusion.compute()
         representation: Tensor = self.mean_representation.compute().nan_to_num()  # none in the cut
-        self.mean_diffusion.reset()
-        self.mean_representation.reset()
         loss = diffusion + self.representation_weight * representation
         scalars = {"loss": loss, "diffusion": diffusion, "representation": representation}
         self.log_scalars(self.split, scalars, 1)

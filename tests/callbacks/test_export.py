@@ -148,7 +148,7 @@ def test_goes_to_the_folder_asked_for(module, datamodule, quiet_trainer, tmp_pat
 def test_a_monitor_that_was_not_measured_since_a_resume_is_waited_for():
     export = Export(monitor="finetune/valid/rrs")
     pausing, always = (GenerationMetrics(extractor="fixed", every=every) for every in (2, 1))
-    trainer = SimpleNamespace(callback_metrics={}, callbacks=[pausing])
+    trainer = Mock(spec=Trainer, callback_metrics={}, callbacks=[pausing])
     assert not export._improved(trainer)
     pausing.measured = True
     for callback in (pausing, always):
