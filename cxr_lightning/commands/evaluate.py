@@ -44,6 +44,8 @@ AXES: dict[Axis, Callable[[EvaluationInputs], AxisResult]] = {
 
 GRID_IMAGES = 8
 
+NAMES_OF_ALL_RUNS = ("product", "classifier")
+
 
 def evaluate(
     real: Path,
@@ -90,7 +92,7 @@ def evaluate(
         generator: Generator product, for the representation score.
         extractor: Networks of fidelity and privacy, one or more NAME or NAME=WEIGHTS: inception,
             xrv, rad_dino, encoder, module (TorchScript or safetensors), fixed (for smoke tests).
-            Default: encoder where one is given, else inception.
+            Default: encoder where one is given, else inception; other axes need none.
         axes: Which axes, one or more; default: all.
         conditions: Health conditions joined by commas (default: those of the synthetic data set).
         split: Split of the real images for fidelity; held_out is valid and test.
@@ -130,7 +132,7 @@ def evaluate(
     prepared = open_prepared(real, "real")
     identities = _check_products(encoder, encoder_held_out, generator)
     loaded = _load_generator(generator, prepared.size) if generator else None
-    extractors = build_extractors(extractor or ["encoder" if encoder else "inception"], encoder)
+    extractors = build_extractors(extractor or _default_extractor(chosen_axes, encoder), encoder)
     parsed = None if conditions is None else _parse_conditions(conditions)
     work = Work(out.with_name(f".{out.name}.partial"))
     try:
@@ -169,7 +171,7 @@ def evaluate(
 
 
 def _command(arguments: dict[str, Any]) -> str:
-    """The command that was given, with the last part of each path only."""
+    """The command that was given, with the last part of each path only; see `_without_folders`."""
     words = ["cxr", "evaluate"]
     for name, parameter in inspect.signature(evaluate).parameters.items():
         value = arguments[name]
@@ -181,11 +183,21 @@ def _command(arguments: dict[str, Any]) -> str:
 
 
 def _without_folders(value: Any) -> str:
-    """A path, or the path in NAME=PATH, without the folders above it."""
+    """A path, or the path in NAME=PATH, without the folders above it.
+
+    A folder of a name that all runs use, such as `product`, keeps the one above.
+    """
     if isinstance(value, Path):
-        return value.name
+        above = value.parent.name if value.name in NAMES_OF_ALL_RUNS else ""
+        return f"{above}/{value.name}" if above else value.name
     name, equals, path = str(value).partition("=")
-    return f"{name}={Path(path).name}" if equals else name
+    return f"{name}={_without_folders(Path(path))}" if equals else name
+
+
+def _default_extractor(axes: list[Axis], encoder: Path | None) -> list[str]:
+    if not {"fidelity", "privacy"} & {*axes}:
+        return []
+    return ["encoder" if encoder else "inception"]
 
 
 def _check_axes(axes: list[str]) -> list[Axis]:

@@ -69,7 +69,8 @@ def prepare(
         out: Folder to write; must be absent or empty.
         size: Side of the square images, in pixels.
         workers: Processes that read images; default: one a core.
-        views: `frontal` leaves out lateral views; `all` keeps them.
+        views: `frontal` leaves out lateral views; `all` keeps them, for an encoder or an
+            evaluation: a condition does not state them, so a generator would mix the two.
         aspect: `pad` keeps the whole image on black, `crop` the central square.
         valid_fraction: Share of the patients in the validation split where the data set has none.
         seed: Seed of that split, and of the phantom.

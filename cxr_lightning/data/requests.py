@@ -68,17 +68,19 @@ class ImageRequests:
         """So many images with the joint distribution of conditions of a prepared table.
 
         Args:
-            table: Rows of the prepared table to draw from.
+            table: Rows of the prepared table to draw from; lateral views are left out, since a
+                condition cannot ask for one.
             count: Number of images; each row is drawn as often as any other, give or take one.
             seed: Of the draw.
             balance: Draws an observation first, each as likely as any other that the table has,
                 and then a row that shows it, so that rare findings are as common as others.
 
         Raises:
-            UserError: If there is no row, or, with `balance`, none that shows an observation.
+            UserError: If there is no such row, or, with `balance`, none that shows an observation.
         """
+        table = table[table["Frontal/Lateral"] != "Lateral"]
         if not len(table):
-            raise UserError("like: the prepared set has no image in its split train.")
+            raise UserError("like: the prepared set has no frontal image in its split train.")
         generator = np.random.default_rng(seed)
         rows = _balanced(table, count, generator) if balance else _even(table, count, generator)
         condition = table_condition(table, LabelPolicy()).rows(torch.from_numpy(rows))

@@ -2,13 +2,19 @@
 
 import hashlib
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 
 from cxr_lightning import __version__
+from cxr_lightning.artifacts import product_sha256
 from cxr_lightning.data.prepared import PreparedDataset
 from cxr_lightning.evaluation.inputs import EvaluationInputs
+from cxr_lightning.evaluation.synthetic import SyntheticSet
+from cxr_lightning.files import sha256_file
 
 FORMAT = 2
 """Of `metrics.json`."""
@@ -47,6 +53,7 @@ def describe_inputs(inputs: EvaluationInputs, identities: Identities) -> dict[st
         "synthetic": {
             "count": len(inputs.synthetic.images),
             "sha256": inputs.synthetic.sha256,
+            "labels_sha256": _synthetic_labels_sha256(inputs.synthetic),
             "labelled": inputs.synthetic.labelled,
             "failures": inputs.synthetic.failures,
             "notes": inputs.synthetic.notes,
@@ -56,6 +63,8 @@ def describe_inputs(inputs: EvaluationInputs, identities: Identities) -> dict[st
         "encoder": identities.get("encoder", {}).get("sha256"),
         "encoder_held_out": identities.get("encoder_held_out", {}).get("sha256"),
         "generator": identities.get("generator", {}).get("sha256"),
+        "classifier": _file_or_product_sha256(inputs.classifier),
+        "reidentification": _file_or_product_sha256(inputs.reidentification),
         "generator_card": _card(identities.get("generator")),
         "extractors": [
             {
@@ -83,6 +92,20 @@ def describe_inputs(inputs: EvaluationInputs, identities: Identities) -> dict[st
 def _labels_sha256(real: PreparedDataset) -> str:
     """Hash of the table, whose labels may be corrected without a change of the images."""
     return hashlib.sha256((real.root / "table.csv").read_bytes()).hexdigest()
+
+
+def _synthetic_labels_sha256(synthetic: SyntheticSet) -> str:
+    """Hash of the table and of what each image was made for, in the order of the images."""
+    requested = [] if synthetic.requested is None else synthetic.requested.tolist()
+    rows = pd.util.hash_pandas_object(synthetic.table, index=False).to_numpy(dtype=np.uint64)
+    return hashlib.sha256(rows.tobytes() + "\n".join(map(str, requested)).encode()).hexdigest()
+
+
+def _file_or_product_sha256(path: Path | None) -> str | None:
+    """Hash of a network of the user; None where there is none."""
+    if path is None:
+        return None
+    return product_sha256(path) if path.is_dir() else sha256_file(path)
 
 
 def _is_training_data(real: PreparedDataset, identities: Identities) -> bool | None:

@@ -4,7 +4,7 @@ In the features of each extractor (FID, FID-infinity, KID, precision, recall, de
 spread within a condition), and in the pixels (`radiographs`).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -22,8 +22,13 @@ from cxr_lightning.evaluation.records import OVERALL, AxisResult, Record
 from cxr_lightning.metrics.bootstrap import Sample, percentile_interval, replicate
 from cxr_lightning.metrics.extractors import Extractor
 from cxr_lightning.metrics.fid import frechet, frechet_interval, moments
-from cxr_lightning.metrics.fid_infinity import FEWEST_POINTS, fid_infinity, fid_infinity_interval
-from cxr_lightning.metrics.floor import SplitFloor, floor_size, split_floor
+from cxr_lightning.metrics.fid_infinity import (
+    FEWEST_IMAGES,
+    FEWEST_POINTS,
+    fid_infinity,
+    fid_infinity_interval,
+)
+from cxr_lightning.metrics.floor import MIN_IMAGES, SplitFloor, floor_size, split_floor
 from cxr_lightning.metrics.kid import kid, kid_interval
 from cxr_lightning.metrics.prdc import Prdc, prdc
 
@@ -64,7 +69,10 @@ def fidelity(inputs: EvaluationInputs) -> AxisResult:
                 f"{len(group.real)} real, {len(group.synthetic)} synthetic images"
             )
             metrics = _Metrics(inputs, extractor, group)
-            result.records += metrics.records(equal_n)
+            found = list(metrics.records(equal_n))
+            result.records += found
+            if group.subgroup == OVERALL:
+                _say_what_is_missing(result, group, extractor, found, equal_n)
             if metrics.curve:
                 curves = result.curves.setdefault("fid_infinity", {})
                 curves.setdefault(extractor.name, {})[group.condition] = metrics.curve
@@ -85,12 +93,38 @@ def _with_cautions(inputs: EvaluationInputs, record: Record) -> Record:
 
 
 def _equal_n(inputs: EvaluationInputs, groups: list[Group]) -> int | None:
-    """Images a side at which conditions can be compared; None with fewer than two."""
+    """Images a side at which conditions can be compared; None with fewer than two.
+
+    Conditions of too few images for a floor are left out.
+    """
     whole = [g for g in groups if g.subgroup == OVERALL and g.condition != OVERALL]
-    if len(whole) < 2:
-        return None
-    patients = inputs.real_patients
-    return min(floor_size(patients[g.real], len(g.synthetic), inputs.settings.seed) for g in whole)
+    patients, seed = inputs.real_patients, inputs.settings.seed
+    sizes = [floor_size(patients[g.real], len(g.synthetic), seed) for g in whole]
+    sizes = [size for size in sizes if size >= MIN_IMAGES]
+    return min(sizes) if len(sizes) >= 2 else None
+
+
+def _say_what_is_missing(
+    result: AxisResult,
+    group: Group,
+    extractor: Extractor,
+    found: Sequence[Record],
+    equal_n: int | None,
+) -> None:
+    """Notes the metrics that need more images than the group has."""
+    counts = f"{len(group.real)} real and {len(group.synthetic)} synthetic images"
+    needed = {
+        "precision": f"more than {NEIGHBOURS} of each are needed",
+        "fid_infinity": f"{FEWEST_IMAGES} of each are needed",
+        "embedding_diversity": "two patients of each are needed",
+    }
+    if equal_n is not None and group.condition != OVERALL:
+        needed["fid_equal_n"] = f"two halves of the real ones would have fewer than {MIN_IMAGES}"
+    there = {record.metric for record in found}
+    for metric, reason in needed.items():
+        if metric not in there:
+            name = f"{metric} by {extractor.name}"
+            result.skip(AXIS, name, f"{counts}; {reason}", group.condition)
 
 
 class _Metrics:
@@ -166,14 +200,14 @@ class _Metrics:
             return
         generator = np.random.default_rng(self.settings.seed)
         sides = [_at_most(side, n, generator) for side in (self.real, self.synthetic)]
-        yield replace(
+        record = replace(
             self.record("fid_equal_n", floor.at_n, floor=floor, better="lower"),
             interval=self._interval(frechet_interval, floor.at_n, *sides),
             n_real=n,
             n_synthetic=n,
-            warning=_random_weights(self.extractor),
             details={"meaning": f"FID at {n} images a side, the same for every condition"},
         )
+        yield replace(record, warning=_warning(record, self.extractor))
 
     def _fid_infinity(self) -> Iterator[Record]:
         sides = (self.real.features, self.synthetic.features)

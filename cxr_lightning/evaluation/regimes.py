@@ -32,7 +32,10 @@ from cxr_lightning.evaluation.inputs import EvaluationInputs, RealSplit
 from cxr_lightning.networks.classifier import Classifier
 from cxr_lightning.types import FIELDS, OBSERVATIONS, Condition
 
-Regime = Literal["real", "synthetic", "mixed", "augmented", "pretrained"]
+Regime = Literal["real", "synthetic", "mixed", "augmented", "continued", "pretrained"]
+
+FIRST: dict[Regime, Regime] = {"continued": "real", "pretrained": "synthetic"}
+"""Regimes that go on from the classifier of another one."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,9 @@ class Setting(NamedTuple):
     Attributes:
         regime: `real`, the real training images alone; `synthetic`, the synthetic ones alone;
             `mixed`, half of the real images replaced by synthetic ones; `augmented`, the real
-            images and all synthetic ones; `pretrained`, the classifier of `synthetic` trained for
-            as many steps again on the real images.
+            images and all synthetic ones; `continued`, the classifier of `real` trained for as many
+            steps again; `pretrained`, that of `synthetic` trained for as many steps again on the
+            real images.
         fraction: Share of the real training patients; 0 for `synthetic`.
     """
 
@@ -89,9 +93,12 @@ class Training(NamedTuple):
     seed: int
 
     @property
-    def first(self) -> "Training":
-        """What a `pretrained` classifier was before."""
-        return Training("synthetic", 0.0, self.seed)
+    def first(self) -> "Training | None":
+        """What the classifier was before; None where it begins with random weights."""
+        if self.regime not in FIRST:
+            return None
+        regime = FIRST[self.regime]
+        return Training(regime, self.fraction if regime == "real" else 0.0, self.seed)
 
 
 def choose_task(inputs: EvaluationInputs) -> Task | str:
@@ -136,7 +143,7 @@ def choose_task(inputs: EvaluationInputs) -> Task | str:
 def training_rows(
     task: Task, patients: Shaped[np.ndarray, " n"], training: Training
 ) -> Int[np.ndarray, " k"]:
-    """Rows of the images that a classifier is trained on; `pretrained`: those of the second part.
+    """Rows of the images that a classifier is trained on, in its last part where it has two.
 
     With one seed, the patients of a smaller share are among those of a larger one.
 
@@ -201,7 +208,7 @@ class Trainer:
         return found
 
     def _fit(self, training: Training) -> Classifier:
-        """A trained classifier; that of `synthetic` is kept, since `pretrained` goes on from it."""
+        """A trained classifier; those that others go on from are kept."""
         folder = self.folder / self._key(training)[:32]
         if folder.is_dir():
             try:
@@ -217,9 +224,9 @@ class Trainer:
             seed=training.seed,
             device=self.inputs.device,
             image_size=self.image_size,
-            initial=self._fit(training.first) if training.regime == "pretrained" else None,
+            initial=self._fit(training.first) if training.first else None,
         )
-        if training.regime == "synthetic":
+        if training.regime in FIRST.values():
             save_product(folder, "classifier", {"classifier": network}, {})
         return network
 
@@ -229,7 +236,7 @@ class Trainer:
             "steps": self.inputs.settings.classifier_steps,
             "seed": training.seed,
             "image_size": self.image_size,
-            "first": self._key(training.first) if training.regime == "pretrained" else None,
+            "first": self._key(training.first) if training.first else None,
         }
         task, device = self.task, self.inputs.device
         return training_key(task.sha256, self.rows(training), task.condition, device, settings)
@@ -241,14 +248,15 @@ class Trainer:
         return len(rows) - synthetic, synthetic
 
     def rarer(self, training: Training, field: int) -> int:
-        """Images of the class of a finding of which a classifier has seen fewer."""
-        value, known, *_ = self.task.condition.rows(torch.from_numpy(self._all_rows(training)))
+        """Different images of the class of a finding of which a classifier has seen fewer."""
+        rows = torch.from_numpy(np.unique(self._all_rows(training)))
+        value, known, *_ = self.task.condition.rows(rows)
         present = int((known & (value == 1.0))[:, field].sum())
         return min(present, int(known[:, field].sum()) - present)
 
     def _all_rows(self, training: Training) -> Int[np.ndarray, " k"]:
         """Rows of the images of a training and of the one before it."""
-        before = [self.rows(training.first)] if training.regime == "pretrained" else []
+        before = [self.rows(training.first)] if training.first else []
         return np.concatenate([self.rows(training), *before])
 
 

@@ -1,7 +1,8 @@
 """The utility axis: does a classifier learn from synthetic images what real patients show?
 
-The same classifier is trained for the same number of steps in five regimes (`pretrained`: as many
+The same classifier is trained for the same number of steps in each regime (`pretrained`: as many
 before), and tested after its last step on real patients of whom none is among its training images.
+Each regime with synthetic images is compared with real images alone, in as many steps.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,13 +17,21 @@ from cxr_lightning.evaluation.classification import FINDINGS
 from cxr_lightning.evaluation.comparison import FEW, Side
 from cxr_lightning.evaluation.inputs import EvaluationInputs
 from cxr_lightning.evaluation.records import OVERALL, AxisResult, Floor, Record, Source
-from cxr_lightning.evaluation.regimes import Setting, Trainer, Training, choose_task
+from cxr_lightning.evaluation.regimes import (
+    FIRST,
+    Regime,
+    Setting,
+    Trainer,
+    Training,
+    choose_task,
+)
 from cxr_lightning.metrics.bootstrap import bootstrap_weights, seeds_interval
 from cxr_lightning.progress import progress_bar
 
 MIN_SEEDS = 3
-REAL_ALONE = "trained on {share} of the real patients alone, without synthetic images"
+REAL_ALONE = "trained on {share} of the real patients alone, in as many steps"
 SYNTHETIC = Setting("synthetic", 0.0)
+WITH_BOTH: tuple[Regime, ...] = ("mixed", "augmented", "pretrained")
 
 
 def utility(inputs: EvaluationInputs) -> AxisResult:
@@ -33,11 +42,8 @@ def utility(inputs: EvaluationInputs) -> AxisResult:
         result.skip("utility", OVERALL, task)
         return result
     fractions = sorted(inputs.settings.utility_fractions)
-    with_real = [
-        Setting(regime, fraction)
-        for fraction in fractions
-        for regime in ("real", "mixed", "augmented", "pretrained")
-    ]
+    regimes: tuple[Regime, ...] = ("real", "continued", *WITH_BOTH)
+    with_real = [Setting(regime, fraction) for fraction in fractions for regime in regimes]
     first, count = inputs.settings.seed, inputs.settings.utility_seeds
     trainings = [
         Training(*setting, seed)
@@ -50,10 +56,15 @@ def utility(inputs: EvaluationInputs) -> AxisResult:
     for setting in (SYNTHETIC, *with_real):
         result.records += scores.aurocs(setting)
     result.records += [scores.gain(SYNTHETIC, fraction) for fraction in fractions]
-    result.records += [scores.gain(s, s.fraction) for s in with_real if s.regime != "real"]
+    result.records += [scores.gain(s, s.fraction) for s in with_real if s.regime in WITH_BOTH]
     for regime in ("real", "augmented"):
         result.records += scores.subgroups(Setting(regime, fractions[-1]))
     return result
+
+
+def real_alone(setting: Setting, fraction: float) -> Setting:
+    """The training on a share of the real images alone that has as many steps."""
+    return Setting("continued" if setting.regime in FIRST else "real", fraction)
 
 
 class _Scores:
@@ -112,9 +123,9 @@ class _Scores:
     def gain(self, setting: Setting, fraction: float) -> Record:
         """Mean AUROC less that of a share of the real images alone, in the same draws and seeds."""
         fields = self.task.fields
-        gained = self._each(setting, fields) - self._each(Setting("real", fraction), fields)
+        gained = self._each(setting, fields) - self._each(real_alone(setting, fraction), fields)
         record = self._record("utility_gain", setting, gained, fields)
-        settings = 4 * len(self.fractions)
+        settings = (1 + len(WITH_BOTH)) * len(self.fractions)
         low, high = seeds_interval(gained, 1.0 - 0.05 / settings) or (None, None)
         simultaneous = {"settings": settings, "low": low, "high": high}
         details = record.details | {"fraction": fraction, "simultaneous": simultaneous}
@@ -136,10 +147,10 @@ class _Scores:
         self, setting: Setting, fields: list[int], rows: Int[np.ndarray, " k"] | None
     ) -> Floor | None:
         """The same of the real images alone: shown beside it; `utility_gain` compares in pairs."""
-        if setting.regime == "real":
+        if setting.regime in ("real", "continued"):
             return None
         fraction = setting.fraction or self.fractions[-1]
-        each = self._each(Setting("real", fraction), fields, rows)
+        each = self._each(real_alone(setting, fraction), fields, rows)
         value = float(each[0].mean())
         low, high = _clipped(seeds_interval(each)) or (value, value)
         return Floor(value, low, high, meaning=REAL_ALONE.format(share=f"{fraction:.0%}"))
@@ -168,7 +179,7 @@ class _Scores:
         interval = seeds_interval(each)
         real, synthetic = self.trainer.counts(Training(*setting, self.seeds[0]))
         images = {"images": real + synthetic, "real_images": real, "synthetic_images": synthetic}
-        steps = self.steps * (2 if setting.regime == "pretrained" else 1)
+        steps = self.steps * (2 if setting.regime in FIRST else 1)
         return Record(
             "utility",
             metric,

@@ -20,7 +20,7 @@ from torch import Tensor
 from cxr_lightning.metrics.bootstrap import Sample, TwoSamples
 from cxr_lightning.metrics.fid import INTERVAL_IMAGES, frechet, moments
 
-MIN_IMAGES = 100
+FEWEST_IMAGES = 100
 """Images a side below which there is no extrapolation."""
 
 SHRINKAGE = 3
@@ -78,7 +78,7 @@ def fid_infinity(
     """
     if points < 2:
         raise ValueError(f"`points` must be at least 2, not {points}.")
-    if min(len(real), len(synthetic)) < MIN_IMAGES:
+    if min(len(real), len(synthetic)) < FEWEST_IMAGES:
         return None
     once = [torch.ones_like(side[:, 0], dtype=torch.int64) for side in (real, synthetic)]
     return _extrapolate((real, synthetic), once, points, np.random.default_rng(seed))

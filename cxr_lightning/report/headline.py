@@ -84,14 +84,35 @@ def _fidelity(
     record = evaluation.find("fid", overall, source=source)
     if record is None:
         return None
-    parts = [r for r in evaluation.select("fid_equal_n") if r.source == record.source]
-    if record.passed is None and any(part.passed is not None for part in parts):
-        return _fidelity_of_conditions(parts)
+    if record.better is None:
+        parts = _by_condition(evaluation, record)
+        return _fidelity_of_conditions(parts) if parts else _other_mix(record)
     at_n = f" at n = {record.floor_n}" if record.floor_n else ""
     note = f"FID{at_n}, features of {record.extractor}"
     if record.value_at_floor_n is not None:
         note += f"; {number(record.value)} with all images"
     return _line("fidelity", record, _distance_words(record), note)
+
+
+def _by_condition(evaluation: Evaluation, overall: Measurement) -> list[Measurement]:
+    """The distances of the conditions by the same extractor, at one number of images if it can."""
+    for metric in ("fid_equal_n", "fid"):
+        found = [
+            r
+            for r in evaluation.select(metric)
+            if r.source == overall.source and r.passed is not None
+        ]
+        if found:
+            return found
+    return []
+
+
+def _other_mix(record: Measurement) -> AxisLine:
+    """The line where no condition can be compared, nor all of them together."""
+    words = "no comparison: other shares of the conditions, of which none has enough images"
+    note = f"FID with all images, features of {record.extractor}"
+    verdict = Verdict("none", words)
+    return AxisLine(AXES["fidelity"], verdict, number(record.value), note, "", "")
 
 
 def _fidelity_of_conditions(parts: Sequence[Measurement]) -> AxisLine:
@@ -101,11 +122,14 @@ def _fidelity_of_conditions(parts: Sequence[Measurement]) -> AxisLine:
     if verdict.symbol == "worse" and len({r.ratio for r in parts}) > 1:
         verdict = Verdict("worse", f"{verdict.text}, in the worst of {len(parts)} conditions")
     floors = [r.real_floor for r in parts if r.real_floor is not None]
+    sizes = {r.floor_n for r in parts}
+    at_n = f" at n = {worst.floor_n}" if len(sizes) == 1 else ""
+    of = f"{len(parts)} conditions" if len(parts) > 1 else label(worst.condition)
     return AxisLine(
         AXES["fidelity"],
         verdict,
-        _range([r.value for r in parts if r.value is not None]),
-        f"FID, {len(parts)} conditions at n = {worst.floor_n}, features of {worst.extractor}",
+        _range([r.compared for r in parts if r.compared is not None]),
+        f"FID, {of}{at_n}, features of {worst.extractor}",
         _range(floors),
         "real against real, other patients",
     )
@@ -117,7 +141,7 @@ def _distance_words(record: Measurement) -> Verdict:
         return Verdict("none", "no comparison: too few real images for a floor")
     if ratio < TOO_CLOSE:
         return Verdict("worse", "much closer than real images to each other, as copies are")
-    if record.passed or (record.passed is None and ratio < 1.05):
+    if record.passed:
         return Verdict("ok", "as close as real images are to each other")
     return Verdict("worse", f"{number(ratio)}{SPACE}× as far as real images are from each other")
 
@@ -221,16 +245,17 @@ def _utility(evaluation: Evaluation) -> AxisLine | None:
 
 def _base(evaluation: Evaluation, best: Measurement) -> Measurement | None:
     """The classifier that a gain is measured from."""
+    alone = "continued" if regime_of(best) == "pretrained" else "real"
     for record in evaluation.select("utility_auroc"):
         details = record.details
         same = details.get("fraction") == best.details.get("fraction")
-        if same and regime_of(record) == "real" and record.condition == best.condition:
+        if same and regime_of(record) == alone and record.condition == best.condition:
             return record
     return None
 
 
 def _privacy(evaluation: Evaluation) -> AxisLine | None:
-    rates = list(evaluation.select("copy_rate", "copy_rate_relative"))
+    rates = list(evaluation.select("copy_rate", "copy_rate_relative", "reid_rate"))
     rates = [r for r in rates if r.condition == OVERALL] or rates
     if not rates:
         return None
@@ -248,6 +273,8 @@ def _privacy(evaluation: Evaluation) -> AxisLine | None:
         note += f"; {max(r.value or 0.0 for r in patients):,.0f} training patients in flagged pairs"
     found = [r for r in evaluation.select("exact_copies", "nearer_than_any") if r.passed is False]
     verdict = _found_words(found) or _copy_words(worst, allowed)
+    if verdict.symbol != "worse":
+        verdict = _nearer_words(evaluation) or verdict
     if verdict.symbol != "worse" and evaluation.look_up("real", "is_training_data") is False:
         verdict = OTHER_DATA
     return AxisLine(
@@ -268,6 +295,22 @@ def _found_words(found: Sequence[Measurement]) -> Verdict | None:
             return Verdict("worse", f"copies: {count} of the images equal a training image")
         return Verdict(
             "worse", f"copies: {count} images lie nearer to a training image than any held-out one"
+        )
+    return None
+
+
+def _nearer_words(evaluation: Evaluation) -> Verdict | None:
+    """What is said where no image is flagged, but all of them lie near the training images."""
+    failed = {
+        r.metric
+        for r in evaluation.select("closer_to_train", "data_copying", "authenticity")
+        if r.passed is False
+    }
+    if "closer_to_train" in failed:
+        return Verdict("worse", "nearer to training images than to held-out ones, beyond chance")
+    if failed:
+        return Verdict(
+            "none", "no image flagged; nearer to training images than real ones are, by blur maybe"
         )
     return None
 
@@ -301,7 +344,7 @@ def _any(evaluation: Evaluation, axis: str) -> AxisLine:
 
 
 def _line(axis: str, record: Measurement, verdict: Verdict, note: str) -> AxisLine:
-    spread = range_text(record.floor_low, record.floor_high)
+    spread = range_text(record, record.floor_low, record.floor_high)
     real_note = "real against real, other patients" if axis == "fidelity" else "real images"
     return AxisLine(
         AXES[axis],

@@ -91,7 +91,7 @@ def _environment(autoescape: bool) -> Environment:
         "md": escape,
         "swatch": swatch,
         "sentence": lambda text: text[:1].upper() + text[1:],
-        "spread": lambda record: range_text(record.ci_low, record.ci_high),
+        "spread": lambda record: range_text(record, record.ci_low, record.ci_high),
         "link": link,
     }
     return environment

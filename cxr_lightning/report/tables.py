@@ -179,10 +179,10 @@ def _build_line(name: str, record: Measurement, scale: Scale) -> Line:
         marks=None if is_count and record.real_floor is None else _marks(record, scale),
         verdict=compare(record),
         value=value_text(record, record.value),
-        interval=range_text(record.ci_low, record.ci_high),
+        interval=range_text(record, record.ci_low, record.ci_high),
         at_n=at_n,
         real=value_text(record, record.real_floor) if has_floor else "",
-        real_range=range_text(record.floor_low, record.floor_high) if has_floor else "",
+        real_range=range_text(record, record.floor_low, record.floor_high) if has_floor else "",
         images=_images(record),
     )
 

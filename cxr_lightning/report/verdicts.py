@@ -16,6 +16,7 @@ REGIMES = {
     "synthetic": "synthetic images alone",
     "mixed": "half of the real images replaced",
     "augmented": "synthetic images added",
+    "continued": "real images alone, twice the steps",
     "pretrained": "synthetic first, then real",
 }
 

@@ -211,17 +211,23 @@ def percent(share: float) -> str:
 
 def value_text(record: Measurement, value: float | None) -> str:
     """A number of a record with its unit; counts have no decimals."""
-    if record.metric in METRICS and METRICS[record.metric].kind == "count" and value is not None:
+    if _is_count(record) and value is not None:
         return f"{value:,.0f}"
     unit = f" {record.unit}" if record.unit and value is not None else ""
     return number(value) + unit
 
 
-def range_text(low: float | None, high: float | None) -> str:
-    """`0.9 to 1.1`; empty where there is no range."""
+def range_text(record: Measurement, low: float | None, high: float | None) -> str:
+    """`0.9 to 1.1`; counts have no decimals; empty where there is no range."""
     if low is None or high is None:
         return ""
+    if _is_count(record):
+        return f"{low:,.0f} to {high:,.0f}"
     return f"{number(low)} to {number(high)}"
+
+
+def _is_count(record: Measurement) -> bool:
+    return record.metric in METRICS and METRICS[record.metric].kind == "count"
 
 
 def short_hash(sha256: object) -> str:

@@ -1,5 +1,6 @@
 """`cxr evaluate` on small folders: its numbers, and what it leaves out."""
 
+import inspect
 import json
 import re
 from pathlib import Path
@@ -21,7 +22,7 @@ from brightness_sets import (
 from PIL import Image
 
 from cxr_lightning.artifacts import product_sha256
-from cxr_lightning.commands.evaluate import evaluate
+from cxr_lightning.commands.evaluate import _command, evaluate
 from cxr_lightning.commands.report import report
 from cxr_lightning.evaluation.work import make_grid
 
@@ -105,6 +106,34 @@ def test_identities_and_no_paths(real: Path, synthetic: Path, tmp_path: Path) ->
     }
 
 
+def test_products_of_one_name_are_told_apart_in_the_command() -> None:
+    arguments = {name: p.default for name, p in inspect.signature(evaluate).parameters.items()}
+    named = {
+        "real": Path("/secret/prepared"),
+        "encoder": Path("/secret/runs/moco/product"),
+        "generator": Path("product"),
+        "extractor": ["encoder=/secret/held/product", "module=/secret/net.pt", "fixed"],
+        "classifier": Path("evaluation/classifier"),
+    }
+    command = _command(arguments | named | {"synthetic": Path("s"), "out": Path("o")})
+    assert command == (
+        "cxr evaluate --real prepared --synthetic s --out o --encoder moco/product --generator "
+        "product --extractor encoder=held/product module=net.pt fixed "
+        "--classifier evaluation/classifier"
+    )
+
+
+def test_axes_without_features_need_no_extractor(
+    real: Path, synthetic: Path, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"bootstrap": 0, "classifier_steps": 1, "utility_seeds": 1}
+    evaluate(real, synthetic, tmp_path / "out", axes=["condition", "utility"], **settings)
+    content = metrics_of(tmp_path / "out")
+    assert content["extractors"] == []
+    assert content["records"]
+    report([tmp_path / "out"], tmp_path / "report.html")
+
+
 def test_same_arguments_same_bytes(real: Path, synthetic: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
         evaluate(
@@ -135,7 +164,7 @@ def test_representation_without_generator_is_left_out(
     assert "left out, since it needs --generator" in capsys.readouterr().out
     content = metrics_of(tmp_path / "out")
     assert not [r for r in content["records"] if r["axis"] == "representation"]
-    assert [s["axis"] for s in content["skipped"]] == ["representation"]
+    assert {s["axis"] for s in content["skipped"]} == {"fidelity", "representation"}
     assert content["encoder"] == product_sha256(encoder)
 
 
@@ -312,7 +341,9 @@ def test_split_and_conditions_chosen(real: Path, synthetic: Path, tmp_path: Path
     content = metrics_of(tmp_path / "out")
     assert records_of(tmp_path / "out")["fid", "pneumonia"]["n_real"] == 16
     skipped = [s for s in content["skipped"] if s["axis"] == "fidelity"]
-    assert [s["condition"] for s in skipped] == ["edema"]
+    assert [s["condition"] for s in skipped if s["metric"] == "all"] == ["edema"]
+    few = {s["metric"] for s in skipped if s["metric"] != "all"}
+    assert few == {"fid_infinity by fixed"}
     assert "0 real and 0 synthetic images" in skipped[0]["reason"]
 
 

@@ -136,6 +136,14 @@ def test_folder_without_a_csv_file(tmp_path):
         assert np.array_equal(source.image(path), full_range(pixels, 12))
 
 
+def test_a_file_name_that_is_not_utf8(tmp_path):
+    write_dicom(tmp_path / "1.dcm", ramp(12), 12)
+    write_dicom(tmp_path / "2.dcm", ramp(12), 12).rename(tmp_path / os.fsdecode(b"\xff.dcm"))
+    table = DicomSource(tmp_path).table()
+    assert table["Path"].tolist() == ["1.dcm", "\\udcff.dcm"]
+    assert table[PROBLEM].tolist() == ["", "\\udcff.dcm: the name is not UTF-8"]
+
+
 def test_csv_file_with_a_map_of_columns(tmp_path):
     for name in ("one.dcm", "sub/two.dicom", "three", "four.dcm"):
         write_dicom(tmp_path / name, ramp(12), 12, **PERSON)

@@ -13,6 +13,7 @@ from cxr_lightning.types import OBSERVATIONS
 def table(shown: list[str | None]) -> pd.DataFrame:
     """A row an entry, with one observation, or with none."""
     frame = pd.DataFrame({"Sex": "Male", "Age": np.arange(len(shown)), "AP/PA": "AP"}, dtype=object)
+    frame["Frontal/Lateral"] = "Frontal"
     for observation in OBSERVATIONS:
         frame[observation] = [1.0 if one == observation else np.nan for one in shown]
     return frame
@@ -36,8 +37,17 @@ def test_balance_makes_rare_findings_common():
     assert ((drawn["Edema"] == 1) | (drawn["Fracture"] == 1)).all()
 
 
+def test_lateral_views_are_not_drawn_since_no_condition_states_them():
+    rows = table(["Edema", None, "Fracture"])
+    rows.loc[2, ["Frontal/Lateral", "AP/PA"]] = ["Lateral", "LL"]
+    drawn = ImageRequests.like(rows, 8, seed=0, balance=False).rows()
+    assert sorted(row["Age"] for row in drawn) == [0] * 4 + [1] * 4
+    with pytest.raises(UserError, match="^like: the prepared set has no frontal image"):
+        ImageRequests.like(rows.iloc[2:], 3, seed=0, balance=False)
+
+
 def test_nothing_to_draw_from_is_refused():
-    with pytest.raises(UserError, match="^like: the prepared set has no image"):
+    with pytest.raises(UserError, match="^like: the prepared set has no frontal image"):
         ImageRequests.like(table([]), 3, seed=0, balance=False)
     with pytest.raises(UserError, match="^balance: no image .* shows any observation"):
         ImageRequests.like(table([None, None]), 3, seed=0, balance=True)

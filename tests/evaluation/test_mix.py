@@ -38,7 +38,20 @@ def test_another_mix_is_not_compared_as_a_whole(tmp_path: Path) -> None:
     assert all(r.passed is None and inputs.other_mix in str(r.warning) for r in overall)
     conditions = [r for r in records if r.metric == "fid_equal_n"]
     assert len(conditions) == len(CONDITIONS)
-    assert all(r.passed is not None and r.warning is None for r in conditions)
+    assert all(r.passed is not None for r in conditions)
+    assert not any(inputs.other_mix in str(r.warning) for r in conditions)
+
+
+def test_a_condition_of_few_images_does_not_take_the_others_comparison(tmp_path: Path) -> None:
+    inputs = _inputs(tmp_path, (*[40] * (len(CONDITIONS) - 1), 3))
+    result = fidelity(inputs)
+    found = {r.condition for r in result.records if r.metric == "fid_equal_n"}
+    assert found == set(CONDITIONS[:-1])
+    missing = {s.metric: s.reason for s in result.skipped if s.condition == CONDITIONS[-1]}
+    assert set(missing) == {
+        f"{name} by pixels" for name in ("precision", "fid_infinity", "fid_equal_n")
+    }
+    assert "3 synthetic images; two halves" in missing["fid_equal_n by pixels"]
 
 
 def test_the_mix_of_the_real_set_is_compared(tmp_path: Path) -> None:

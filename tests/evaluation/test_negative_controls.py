@@ -19,6 +19,8 @@ from PIL import Image, ImageFilter
 from cxr_lightning.commands.evaluate import evaluate
 from cxr_lightning.commands.prepare import prepare
 from cxr_lightning.data.prepared import open_prepared, write_table
+from cxr_lightning.report.headline import headline
+from cxr_lightning.report.read import read_evaluations
 
 SIZE = 32
 AXES = ["fidelity", "condition", "privacy"]
@@ -169,6 +171,9 @@ def _check_copies(world: World, change: Change, expected: set[tuple[str, str]]) 
     images, table = world.rows("train")
     records = world.evaluate(world.write("copies", change(images), table), ["privacy"])
     assert _failed(records, "privacy") >= expected
+    (found,) = read_evaluations([world.root / "copies_evaluation"])
+    privacy = headline(found, "all", None)[-1]
+    assert (privacy.axis, privacy.verdict.symbol) == ("Privacy", "worse")
 
 
 def _check_shuffled(world: World) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from blobs import draw, make_inputs, real_table, synthetic_set
 from sklearn.metrics import roc_auc_score
 
@@ -23,7 +24,9 @@ from cxr_lightning.evaluation.utility import utility
 FEW = 0.1
 STRENGTH = 25.0
 FINDINGS = ("no_finding", "pneumonia", "pleural_effusion")
-REGIMES = ("synthetic", "real", "mixed", "augmented", "pretrained")
+REGIMES = ("synthetic", "real", "mixed", "augmented", "continued", "pretrained")
+ALONE = {"synthetic": "real", "mixed": "real", "augmented": "real", "pretrained": "continued"}
+"""Real images alone, in as many steps."""
 
 
 def _find(
@@ -89,10 +92,10 @@ def test_every_regime_has_its_records(useful) -> None:  # type: ignore[no-untype
             assert record.interval is not None
             assert record.interval[0] <= record.value <= record.interval[1]
             assert record.better is None
-            if regime == "real":
+            if regime not in ALONE:
                 assert record.floor is None
             else:
-                alone = _find(result, "utility_auroc", "real", where)
+                alone = _find(result, "utility_auroc", ALONE[regime], where)
                 assert record.floor is not None
                 assert (record.floor.value, record.floor.low, record.floor.high) == (
                     alone.value,
@@ -100,14 +103,14 @@ def test_every_regime_has_its_records(useful) -> None:  # type: ignore[no-untype
                 )
             assert record.value == pytest.approx(np.mean(record.details["values"]))
             assert "trainings" not in (record.warning or "")
-        if regime != "real":
+        if regime in ALONE:
             gain = _find(result, "utility_gain", regime)
             assert gain.better == "higher"
             assert gain.floor is not None
             assert gain.floor.value == 0.0
             expected = _find(result, "utility_auroc", regime, fraction=fraction).value
             assert gain.value == pytest.approx(
-                expected - _find(result, "utility_auroc", "real").value
+                expected - _find(result, "utility_auroc", ALONE[regime]).value
             )
     for regime in ("real", "augmented"):
         for name in ("view=AP", "sex=Male", "age=40-59"):
@@ -132,13 +135,15 @@ def test_details_state_what_was_trained_on(useful) -> None:  # type: ignore[no-u
         "real": (16, 0, 40),
         "mixed": (8, 8, 40),
         "augmented": (16, 160, 40),
+        "continued": (16, 0, 80),
         "pretrained": (16, 160, 80),
     }
     record = _find(result, "utility_auroc", "augmented")
     assert (record.details["split"], record.details["test_patients"]) == ("held_out", 60)
     assert (record.n_real, record.n_synthetic) == (120, 160)
-    few = _find(result, "utility_auroc", "real", "no_finding").warning or ""
-    assert "no_finding: the rarer class has" in few
+    for regime in ("real", "continued"):  # twice the steps on the same images
+        few = _find(result, "utility_auroc", regime, "no_finding").warning or ""
+        assert "no_finding: the rarer class has" in few
 
 
 def test_values_equal_scikit_learn(useful) -> None:  # type: ignore[no-untyped-def]
@@ -179,35 +184,35 @@ def test_a_run_that_is_killed_goes_on_and_one_that_is_finished_trains_nothing(
     predict: Callable[..., Any] = regimes.predict
 
     def killed(*arguments: Any) -> Any:
-        if len(counted) == 5:  # the last of the first seed
+        if len(counted) == 6:  # the last of the first seed
             raise KeyboardInterrupt
         return predict(*arguments)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(regimes, "predict", killed)
         utility(inputs)
-    assert len(counted) == 5
+    assert len(counted) == 6
     resumed = utility(inputs)
     assert all("only 2 trainings" in (record.warning or "") for record in resumed.records)
-    assert len(counted) == 5 + 1 + 5  # the last again, and the second seed; never `synthetic` again
+    assert len(counted) == 6 + 1 + 6  # the last again, and the second seed; none of the others
     assert _as_json(utility(inputs)) == _as_json(resumed)
-    assert len(counted) == 11
+    assert len(counted) == 13
     fresh = utility(_inputs(tmp_path / "fresh", classifier_steps=2))
-    assert len(counted) == 21
+    assert len(counted) == 25
     assert _as_json(fresh) == _as_json(resumed)
 
 
 def test_what_changes_is_trained_anew(tmp_path: Path, counted: list[dict[str, Any]]) -> None:
     inputs = _inputs(tmp_path, classifier_steps=1, utility_seeds=1)
     utility(inputs)
-    assert len(counted) == 5
+    assert len(counted) == 6
     drawn = replace(inputs.synthetic, sha256="other")
     utility(replace(inputs, synthetic=drawn))
-    assert len(counted) == 10
+    assert len(counted) == 12
     for file in (inputs.work / "utility").glob("*.npy"):
         file.write_bytes(file.read_bytes()[:100])
     utility(inputs)
-    assert len(counted) == 14  # the classifier of `synthetic` is a product of its own
+    assert len(counted) == 16  # those that others go on from are products of their own
 
 
 def test_every_training_has_as_many_steps_and_no_patient_of_the_test(
@@ -218,12 +223,29 @@ def test_every_training_has_as_many_steps_and_no_patient_of_the_test(
     task = choose_task(inputs)
     assert isinstance(task, Task)
     tested = {*inputs.real_patients[task.test]}
-    assert len(counted) == 2 * (1 + 2 * 4)
+    assert len(counted) == 2 * (1 + 2 * 5)
     for call in counted:
         assert call["steps"] == 1
         real = call["rows"][call["rows"] < len(inputs.real.table)]
         assert set(inputs.real.table["split"].iloc[real]) <= {"train"}
         assert not tested & {*inputs.real_patients[real]}
+
+
+def test_twice_the_steps_on_real_images_go_on_from_the_classifier_of_real_images(
+    tmp_path: Path, counted: list[dict[str, Any]]
+) -> None:
+    inputs = _inputs(tmp_path, classifier_steps=2)
+    task = choose_task(inputs)
+    assert isinstance(task, Task)
+    Trainer(inputs, task).answers(Training("continued", FEW, 1))
+    once, again = counted
+    assert once["initial"] is None
+    assert np.array_equal(once["rows"], again["rows"])
+    real = fit_classifier(
+        task.images, once["rows"], task.condition, **{k: once[k] for k in once if k != "rows"}
+    )
+    for name, value in real.state_dict().items():
+        assert torch.equal(again["initial"].state_dict()[name], value), name
 
 
 def test_smaller_shares_are_parts_of_larger_ones_and_whole_patients(tmp_path: Path) -> None:
@@ -241,7 +263,7 @@ def test_smaller_shares_are_parts_of_larger_ones_and_whole_patients(tmp_path: Pa
     assert not {*patients[list(few)]} & {*patients[list(every - few)]}
     assert set(rows("real", 0.1, seed=1)) != few
     assert set(rows("augmented", 0.1)) == few | set(task.synthetic)
-    assert set(rows("pretrained", 0.1)) == few
+    assert set(rows("pretrained", 0.1)) == set(rows("continued", 0.1)) == few
     mixed = rows("mixed", 1.0)
     assert len(mixed) == len(every)
     assert np.isin(mixed, task.synthetic).sum() == 80

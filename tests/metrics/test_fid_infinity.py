@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cxr_lightning.metrics.bootstrap import Sample
 from cxr_lightning.metrics.fid import frechet, moments
-from cxr_lightning.metrics.fid_infinity import MIN_IMAGES, fid_infinity, fid_infinity_interval
+from cxr_lightning.metrics.fid_infinity import FEWEST_IMAGES, fid_infinity, fid_infinity_interval
 
 DIM, SHIFT, SCALE = 32, 0.2, 1.1
 TRUTH = DIM * (SHIFT**2 + (SCALE - 1) ** 2)
@@ -79,7 +79,7 @@ def test_equal_sides_have_distance_zero() -> None:
 
 
 def test_seed_and_too_few_images() -> None:
-    one, other = _features(MIN_IMAGES, 1), _features(MIN_IMAGES, 2)
+    one, other = _features(FEWEST_IMAGES, 1), _features(FEWEST_IMAGES, 2)
     found = fid_infinity(one, other, seed=0)
     assert found is not None
     assert found == fid_infinity(one, other, seed=0)
@@ -114,5 +114,5 @@ def test_interval_covers_the_expected_value(images: int) -> None:
 
 
 def test_no_interval_without_draws() -> None:
-    sample = Sample(_features(MIN_IMAGES, 1), np.arange(MIN_IMAGES))
+    sample = Sample(_features(FEWEST_IMAGES, 1), np.arange(FEWEST_IMAGES))
     assert fid_infinity_interval(0.0, sample, sample, draws=0, seed=0) is None

@@ -123,7 +123,8 @@ def test_utility_says_that_the_best_of_several_was_chosen() -> None:
         return Record("utility", metric, value, 9, 9, interval=ends, details=details)
 
     records = [record("utility_gain", "mixed", -0.05), record("utility_gain", "pretrained", 0.03)]
-    line = lines([*records, record("utility_auroc", "real", 0.7)])["Utility"]
+    alone = [record("utility_auroc", "real", 0.6), record("utility_auroc", "continued", 0.7)]
+    line = lines([*records, *alone])["Utility"]
     words = "helps a classifier: synthetic first, then real, 10 % of the real patients"
     assert plain(line.verdict.text) == words
     assert (line.key, line.real) == ("+0.0300", "0.700")
@@ -225,6 +226,44 @@ def test_single_copies_are_told_where_no_rate_sees_them() -> None:
     assert "30 images lie nearer to a training image than any held-out one" in line.verdict.text
     none = replace(exact, value=0.0)
     assert lines([copies(0.008, 0.004), none])["Privacy"].verdict.symbol == "ok"
+
+
+def test_privacy_heeds_every_test_of_copying() -> None:
+    def failing(metric: str, value: float, floor: Floor, better: Any) -> Record:
+        return Record("privacy", metric, value, 9, 9, floor=floor, better=better)
+
+    none_flagged = copies(0.0, 0.0)
+    reid = failing("reid_rate", 1.0, Floor(0.01, 0.0, 0.02), "lower")
+    line = lines([none_flagged, reid])["Privacy"]
+    assert line.verdict.symbol == "worse"
+    assert plain(line.verdict.text) == "copies of training images beyond 1 % false positives"
+    assert plain(line.key) == "100 %"
+    closer = failing("closer_to_train", 0.9, Floor(0.5, 0.45, 0.55, is_null=True), "lower")
+    line = lines([none_flagged, closer])["Privacy"]
+    assert line.verdict.symbol == "worse"
+    assert line.verdict.text.startswith("nearer to training images than to held-out ones")
+    for blurred in (
+        failing("data_copying", -9.0, Floor(0.0, -2.0, 2.0, is_null=True), "higher"),
+        failing("authenticity", 0.2, Floor(0.7, 0.6, 0.8), "higher"),
+    ):
+        line = lines([none_flagged, blurred])["Privacy"]
+        assert line.verdict.symbol == "none"
+        assert "by blur maybe" in line.verdict.text
+    assert lines([none_flagged, replace(closer, value=0.5)])["Privacy"].verdict.symbol == "ok"
+
+
+def test_another_mix_is_never_judged_as_a_whole() -> None:
+    overall = replace(FID, better=None)
+    line = lines([overall])["Fidelity"]
+    assert line.verdict.symbol == "none"
+    assert line.verdict.text.startswith("no comparison: other shares of the conditions")
+    floor = Floor(0.01, 0.008, 0.012, 40, 0.0101)
+    ends = (0.009, 0.011)
+    one = replace(FID, condition="healthy", value=0.01, interval=ends, floor=floor)
+    line = lines([overall, one])["Fidelity"]
+    assert line.verdict.symbol == "ok"
+    assert line.key == "0.0101"
+    assert line.key_note.startswith("FID, Healthy at n = 40, features of")
 
 
 def test_fidelity_of_another_mix_is_that_of_the_conditions() -> None:

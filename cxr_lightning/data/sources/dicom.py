@@ -23,7 +23,7 @@ from cxr_lightning.data.sources.folder import (
     read_list,
     stand_in_patients,
 )
-from cxr_lightning.data.sources.tables import PROBLEM, flag
+from cxr_lightning.data.sources.tables import PROBLEM, flag, shown_path
 from cxr_lightning.errors import UserError
 from cxr_lightning.progress import progress_bar
 from cxr_lightning.types import NOT_ANNOTATED, OBSERVATIONS
@@ -100,14 +100,15 @@ class DicomSource(Source):
 
     def _list_files(self) -> pd.DataFrame:
         """One row a file, with blanks for what the header can state."""
-        paths = sorted(file.relative_to(self.root).as_posix() for file in _dicoms_below(self.root))
-        if not paths:
+        found = sorted(shown_path(f.relative_to(self.root)) for f in _dicoms_below(self.root))
+        if not found:
             raise UserError(
                 f"root: there is no DICOM file in {self.root} or below it; give the folder of the "
                 "files."
             )
-        table = pd.DataFrame({"Path": paths}, index=pd.Index(paths))
-        table[[*HEADER_COLUMNS, "split", PROBLEM]] = ""
+        paths = [path for path, _ in found]
+        table = pd.DataFrame(found, columns=["Path", PROBLEM], index=pd.Index(paths))
+        table[[*HEADER_COLUMNS, "split"]] = ""
         table[list(OBSERVATIONS)] = NOT_ANNOTATED
         return table.assign(Age=np.nan, Sex="Unknown")
 

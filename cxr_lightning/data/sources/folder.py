@@ -18,6 +18,7 @@ from cxr_lightning.data.sources.tables import (
     parse_people,
     read_csv,
     require_columns,
+    shown_path,
     with_split,
 )
 from cxr_lightning.data.vocabulary import find_observation
@@ -160,7 +161,7 @@ def table_of_classes(root: Path, columns: Mapping[str, str]) -> pd.DataFrame:
         split = SPLIT_NAMES[named[0].lower()] if named else ""
         folders = [name for name in folders if name not in named[:1]]
         if not folders:
-            loose.append((*_shown(path.relative_to(root)), split))
+            loose.append((*shown_path(path.relative_to(root)), split))
             continue
         observation = theirs.get(folders[0]) or find_observation(folders[0])
         if observation not in OBSERVATIONS:
@@ -169,7 +170,7 @@ def table_of_classes(root: Path, columns: Mapping[str, str]) -> pd.DataFrame:
                 f"an observation; rename it to one of normal, {', '.join(OBSERVATIONS)}, map it "
                 "with --columns, or add a CSV file."
             )
-        shown, problem = _shown(path.relative_to(root))
+        shown, problem = shown_path(path.relative_to(root))
         rows.append((shown, observation, split, problem))
     if not rows:
         raise UserError(
@@ -178,13 +179,6 @@ def table_of_classes(root: Path, columns: Mapping[str, str]) -> pd.DataFrame:
         )
     rows += [(shown, "", split, problem or LOOSE) for shown, problem, split in loose]
     return _label_classes(pd.DataFrame(rows, columns=["Path", "class", "split", PROBLEM]))
-
-
-def _shown(path: Path) -> tuple[str, str]:
-    """A path as text, and what is wrong with it."""
-    name = path.as_posix()
-    shown = name.encode("utf-8", "backslashreplace").decode()
-    return shown, "" if name == shown else f"{shown}: the name is not UTF-8"
 
 
 def _label_classes(table: pd.DataFrame) -> pd.DataFrame:

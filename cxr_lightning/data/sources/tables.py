@@ -117,6 +117,13 @@ def find_csv(root: Path, *patterns: str) -> Path:
     raise UserError(f"root: there is no {names} (or .csv.gz) in {root}; put it there.")
 
 
+def shown_path(path: Path) -> tuple[str, str]:
+    """A path as text, and what is wrong with it."""
+    name = path.as_posix()
+    shown = name.encode("utf-8", "backslashreplace").decode()
+    return shown, "" if name == shown else f"{shown}: the name is not UTF-8"
+
+
 def flag(table: pd.DataFrame, wrong: pd.Series, problem: pd.Series | str) -> pd.DataFrame:
     """States a problem of the rows where `wrong`; an earlier problem stays."""
     new = wrong & (table[PROBLEM] == "")
