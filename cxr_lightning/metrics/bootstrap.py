@@ -10,6 +10,8 @@ from scipy.stats import binomtest
 from scipy.stats import t as student
 from torch import Tensor
 
+from cxr_lightning.progress import bar_if_slow
+
 
 def patient_weights(
     patients: Shaped[np.ndarray, " n"],
@@ -57,7 +59,7 @@ def replicate(
 
     def values() -> Iterator[float]:
         generator = np.random.default_rng(seed)
-        for _ in range(draws):
+        for _ in bar_if_slow(range(draws), "bootstrap"):
             weights = (
                 patient_weights(sample, generator, number)
                 for sample, number in zip(coded, numbers, strict=True)

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float, Float64, Int, Shaped
 from torch import Tensor
 
+from cxr_lightning.progress import bar_if_slow
+
 SPLITS = 10
 MIN_IMAGES = 4
 
@@ -70,7 +72,7 @@ def split_floor(
         return None
     generator = np.random.default_rng(seed + 1)
     of_real, of_synthetic = [], []
-    for one, other in halves:
+    for one, other in bar_if_slow(halves, "real against real"):
         half = real[torch.from_numpy(generator.permutation(one)[:size])]
         rest = real[torch.from_numpy(generator.permutation(other)[:size])]
         drawn = synthetic[torch.from_numpy(generator.permutation(len(synthetic))[:size])]
