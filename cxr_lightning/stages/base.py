@@ -164,8 +164,20 @@ class Stage(LightningModule, ABC):
         clip(optimizer, gradient_clip_val)
 
     def configure_optimizers(self) -> Any:
-        """The optimizer over the trainable parameters, with warm-up and decay."""
+        """The optimizer over the trainable parameters, with warm-up and decay.
+
+        Raises:
+            UserError: If a cosine has no last step, or a fused optimizer would have to clip scaled
+                gradients.
+        """
         optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+        scaled = self.trainer.precision == "16-mixed" and self.trainer.gradient_clip_val
+        if scaled and optimizer.defaults.get("fused"):
+            raise UserError(
+                "trainer.precision: with 16-mixed a fused optimizer takes the scale out of the "
+                "gradients itself, too late for trainer.gradient_clip_val; use bf16-mixed, or "
+                "--model.init_args.optimizer.init_args.fused false."
+            )
         total = max(float(self.trainer.estimated_stepping_batches), 1.0)
         if self.decay == "cosine" and math.isinf(total):
             raise UserError(

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from cxr_lightning.data.datamodule import CheXpertDataModule
+from cxr_lightning.errors import UserError
 from cxr_lightning.stages.base import Stage, default_optimizer
 from cxr_lightning.stages.vae import VAE
 from cxr_lightning.types import Batch, Condition
@@ -21,7 +22,12 @@ def stage(**changes: Any) -> VAE:
 def on_rank(module: Stage, rank: int, world: int, step: int = 0) -> Stage:
     """Sets a trainer that says no more than this."""
     module._trainer = SimpleNamespace(  # type: ignore[assignment]
-        world_size=world, global_rank=rank, global_step=step, estimated_stepping_batches=100
+        world_size=world,
+        global_rank=rank,
+        global_step=step,
+        estimated_stepping_batches=100,
+        precision="32-true",
+        gradient_clip_val=1.0,
     )
     return module
 
@@ -119,6 +125,18 @@ def test_float16_has_a_loss_scale_so_lightning_clips_there():
     optimizer = default_optimizer(module.parameters())
     module.configure_gradient_clipping(optimizer, 1.0, "norm")
     assert asked == [(optimizer, 1.0, "norm")]
+
+
+def test_float16_with_a_fused_optimizer_and_clipping_is_refused_before_training():
+    module = on_rank(stage(), 0, 1)
+    module.trainer.precision = "16-mixed"
+    with pytest.raises(UserError, match=r"^trainer.precision: with 16-mixed .*fused false"):
+        module.configure_optimizers()
+    module.trainer.gradient_clip_val = None
+    module.configure_optimizers()
+    plain = on_rank(stage(optimizer=torch.optim.SGD), 0, 1)
+    plain.trainer.precision = "16-mixed"
+    plain.configure_optimizers()
 
 
 def test_the_fused_optimizer_is_adamw():
