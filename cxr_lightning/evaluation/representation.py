@@ -14,7 +14,12 @@ from cxr_lightning.data.transforms import to_image, to_model
 from cxr_lightning.data.vocabulary import HealthCondition
 from cxr_lightning.diffusion.generator import Generator
 from cxr_lightning.diffusion.samplers import Sampling
-from cxr_lightning.evaluation.inputs import EvaluationInputs, RealSplit, ScoreEncoder
+from cxr_lightning.evaluation.inputs import (
+    EvaluationInputs,
+    RealSplit,
+    ScoreEncoder,
+    subgroups,
+)
 from cxr_lightning.evaluation.records import AxisResult, Floor, Record
 from cxr_lightning.losses.representation import embedding_distance
 from cxr_lightning.metrics.bootstrap import percentile_interval, replicate
@@ -33,6 +38,14 @@ GRID_IMAGES = 8
 FEW_PATIENTS = 16
 SAMPLING = Sampling()
 """Of reconstructions, unless the generator was tuned to a sampler of its own."""
+
+OF_THE_VIEW = "rrs_ceil_view"
+"""A ceiling that the view does not raise: of another patient as `rrs_ceil_same` chooses, many have
+another view where a condition mixes them, which makes any reconstruction look near."""
+
+MEANING = MEANINGS | {
+    OF_THE_VIEW: "original against another patient of the same condition and view"
+}
 
 Rows = Int[np.ndarray, " _"]
 Raw = UInt8[np.ndarray, "_ h w"]
@@ -79,6 +92,7 @@ class _Scores(NamedTuple):
     distances: dict[str, Float64[np.ndarray, " n"]]
     l1: Float64[np.ndarray, " n"]
     patients: Shaped[np.ndarray, " n"]
+    subgroups: dict[str, Rows]
 
 
 class _Images:
@@ -95,6 +109,7 @@ class _Images:
         self.generator = generator
         self.condition = condition
         self.patients = inputs.real_patients[rows]
+        self.subgroups = subgroups(inputs.real.table.iloc[rows])
         self.original: Raw = np.array(inputs.real.images[rows])
         (self.reconstruction,) = self._in_batches(self._reconstruct, rows, "rrs")
         (autoencoded,) = self._in_batches(
@@ -117,7 +132,7 @@ class _Images:
             distances[name] = embedding_distance(left, right).double().cpu().numpy()
             if name == "rrs":
                 l1 = embedding_l1(left, right).double().cpu().numpy()
-        return _Scores(distances, l1, self.patients)
+        return _Scores(distances, l1, self.patients, self.subgroups)
 
     def _floors(self, rows: Rows) -> dict[str, tuple[Raw, Raw]]:
         """The two floors; an image that is the original itself is embedded once."""
@@ -135,15 +150,20 @@ class _Images:
 
     def _other_patients(self, rows: Rows) -> dict[str, tuple[Raw, Raw]]:
         """An image of another patient for each row; a ceiling is left out where there is none."""
+        same = self.inputs.real_rows(self.condition, _held_out(self.inputs))
         pools = {
-            "rrs_ceil_same": self.inputs.real_rows(self.condition, _held_out(self.inputs)),
+            "rrs_ceil_same": same,
             "rrs_ceil_random": self.inputs.split_rows(_held_out(self.inputs)),
         }
+        views = self.inputs.real.table["AP/PA"].to_numpy(dtype=str)
+        if len(np.unique(views[same])) > 1:
+            pools[OF_THE_VIEW] = same
         patients = self.inputs.real_patients
         found = {}
         for name, pool in pools.items():
             generator = np.random.default_rng(self.inputs.settings.seed)
-            other = other_patients(patients[rows], patients[pool], generator)
+            kinds = (views[rows], views[pool]) if name == OF_THE_VIEW else ()
+            other = other_patients(patients[rows], patients[pool], generator, *kinds)
             if other is not None:
                 found[name] = (self.original, np.array(self.inputs.real.images[pool[other]]))
         return found
@@ -185,39 +205,59 @@ def _to_model(raw: UInt8[np.ndarray, "b h w"], device: torch.device) -> Float[Te
 def _records(
     inputs: EvaluationInputs, encoder: ScoreEncoder, condition: HealthCondition, scores: _Scores
 ) -> list[Record]:
-    """The score and its calibration with intervals over patients."""
-    count = len(scores.patients)
-    one = np.ones(count)
-    terms = {name: (distance, one) for name, distance in scores.distances.items()}
+    """The score and its calibration with intervals over patients, and the score by subgroup."""
+    record = partial(_record, inputs, encoder, condition, scores)
+    everything = np.arange(len(scores.patients))
+    names = [*scores.distances]
     same = scores.distances.get("rrs_ceil_same")
     if same is not None and same.sum() > 0:
-        terms["nrrs"] = (scores.distances["rrs"], same)
-    warning = _warning(encoder, scores.patients, len(inputs.encoders) > 1)
-    protocol = {"rrs": _protocol(inputs, scores)}
-    records = []
-    for name, (numerator, denominator) in terms.items():
-        statistic = partial(_ratio, numerator, denominator)
-        replicates = replicate(
-            statistic, [scores.patients], inputs.settings.bootstrap, inputs.settings.seed
-        )
-        records.append(
-            Record(
-                AXIS,
-                name,
-                _ratio(numerator, denominator, one),
-                condition=condition.name,
-                interval=percentile_interval(replicates),
-                n_real=count,
-                n_synthetic=count if name in ("rrs", "nrrs", "rrs_vae") else 0,
-                source=encoder.source,
-                warning=warning if name in ("rrs", "nrrs") else None,
-                details={"meaning": MEANINGS[name]} | protocol.get(name, {}),
-            )
-        )
-    floor = next(r for r in records if r.metric == "rrs_floor_pixel")
+        names.append("nrrs")
+    records = {name: record(name, everything) for name in names}
+    floor = records["rrs_floor_pixel"]
     low, high = floor.interval or (floor.value, floor.value)
-    pixel = Floor(floor.value, low, high, meaning=MEANINGS["rrs_floor_pixel"])
-    return [replace(r, floor=pixel) if r.metric == "rrs" else r for r in records]
+    pixel = Floor(floor.value, low, high, meaning=MEANING["rrs_floor_pixel"])
+    records["rrs"] = replace(
+        records["rrs"],
+        floor=pixel,
+        details=records["rrs"].details | _protocol(inputs, scores),
+    )
+    parts = {k: rows for k, rows in scores.subgroups.items() if 2 <= len(rows) < len(everything)}
+    of_parts = [
+        replace(record(name, rows), subgroup=part)
+        for part, rows in parts.items()
+        for name in ("rrs", "nrrs")
+        if name in records
+    ]
+    return [*records.values(), *of_parts]
+
+
+def _record(
+    inputs: EvaluationInputs,
+    encoder: ScoreEncoder,
+    condition: HealthCondition,
+    scores: _Scores,
+    name: str,
+    rows: Rows,
+) -> Record:
+    """A mean over some of the images, or for `nrrs` a ratio of two."""
+    above = scores.distances["rrs" if name == "nrrs" else name][rows]
+    below = scores.distances["rrs_ceil_same"][rows] if name == "nrrs" else np.ones(len(rows))
+    settings, patients = inputs.settings, scores.patients[rows]
+    statistic = partial(_ratio, above, below)
+    replicates = replicate(statistic, [patients], settings.bootstrap, settings.seed)
+    warned = name in ("rrs", "nrrs")
+    return Record(
+        AXIS,
+        name,
+        _ratio(above, below, np.ones(len(rows))),
+        condition=condition.name,
+        interval=percentile_interval(replicates),
+        n_real=len(rows),
+        n_synthetic=len(rows) if warned or name == "rrs_vae" else 0,
+        source=encoder.source,
+        warning=_warning(encoder, patients, len(inputs.encoders) > 1) if warned else None,
+        details={"meaning": MEANING[name]},
+    )
 
 
 def _ratio(

@@ -107,9 +107,24 @@ def other_patients(
     patients: Shaped[np.ndarray, " n"],
     pool: Shaped[np.ndarray, " m"],
     generator: np.random.Generator,
+    kinds: Shaped[np.ndarray, " n"] | None = None,
+    pool_kinds: Shaped[np.ndarray, " m"] | None = None,
 ) -> Int[np.ndarray, " n"] | None:
-    """A random row of the pool with another patient, for each patient; None where there is none."""
-    choices = [np.flatnonzero(pool != patient) for patient in patients]
+    """A random row of the pool with another patient, for each patient; None where there is none.
+
+    Args:
+        patients: Patient of each image that wants another.
+        pool: Patient of each image to choose from.
+        generator: Source of the choice.
+        kinds: What the other image must share with each image, such as its view; default: nothing.
+        pool_kinds: The same of the pool.
+    """
+    choices = []
+    for i, patient in enumerate(patients):
+        fits = pool != patient
+        if kinds is not None:
+            fits &= pool_kinds == kinds[i]
+        choices.append(np.flatnonzero(fits))
     if any(len(choice) == 0 for choice in choices):
         return None
     return np.array([generator.choice(choice) for choice in choices], dtype=np.int64)

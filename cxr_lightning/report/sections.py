@@ -25,6 +25,7 @@ CALIBRATION = {
     "rrs_floor_augment": "two views of one image",
     "rrs_vae": "autoencoder alone",
     "rrs": "reconstruction",
+    "rrs_ceil_view": "other patient, same condition and view",
     "rrs_ceil_same": "other patient, same condition",
     "rrs_ceil_random": "any other patient",
 }
@@ -126,7 +127,12 @@ def curves(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
 
 def representation(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
     """The scale of the representation score, by condition, evaluation and encoder."""
+
+    def is_subgroup(_: Evaluation, record: Measurement) -> bool:
+        return _of_axis("representation", record) and record.subgroup != OVERALL
+
     records = [r for e in evaluations for r in e.select(*CALIBRATION)]
+    measured = {r.metric for r in records}
     largest = max((r.value or 0.0 for r in records), default=0.0)
     rows = []
     for name in unique(r.condition for r in records if r.metric == "rrs"):
@@ -138,7 +144,17 @@ def representation(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
         ]
         rows.append({"label": label(name), "cells": cells})
     several = len({r.extractor for r in records}) > 1
-    return {"calibration": CALIBRATION, "representation": rows, "encoders": several}
+    return {
+        "calibration": {m: title for m, title in CALIBRATION.items() if m in measured},
+        "representation": rows,
+        "encoders": several,
+        "representation_subgroups": build_groups(
+            evaluations,
+            is_subgroup,
+            True,
+            lambda r: f"{label(r.condition)}, {subgroup_label(r.subgroup)}",
+        ),
+    }
 
 
 def _calibrated(

@@ -72,6 +72,11 @@ _REPRESENTATION = {
         "distance",
     ),
     "rrs_vae": ("Autoencoder alone", "the same without the denoiser", "distance"),
+    "rrs_ceil_view": (
+        "Other patient, same condition and view",
+        "the same for two patients of one view, who differ less where a condition mixes views",
+        "distance",
+    ),
     "rrs_ceil_same": ("Other patient, same condition", "the same for two patients", "distance"),
     "rrs_ceil_random": ("Any other patient", "the same for any two patients", "distance"),
     "nrrs": ("RRS / same condition", "1 = no closer than another patient", "distance"),

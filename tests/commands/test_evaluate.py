@@ -206,6 +206,49 @@ def test_representation_and_its_calibration(
     assert (out / "grids" / "healthy_reconstruction.png").is_file()
 
 
+def test_the_score_by_view_and_beside_another_patient_of_the_view(
+    real: Path, synthetic: Path, encoder: Path, tmp_path: Path
+) -> None:
+    table = pd.read_csv(real / "table.csv", keep_default_na=False, dtype=str)
+    other = table["patient"].str[-5:].astype(int) // 2 % 2 == 1
+    table["AP/PA"] = other.map({True: "AP", False: "PA"})
+    table.to_csv(real / "table.csv", index=False)
+    images = np.load(real / "images.npy")
+    images[other.to_numpy(), :, : SIZE // 2] //= 4  # a view that any encoder sees
+    np.save(real / "images.npy", images)
+    evaluate(
+        real,
+        synthetic,
+        tmp_path / "out",
+        encoder=encoder,
+        generator=make_generator(tmp_path / "generator"),
+        extractor=["fixed"],
+        axes=["representation"],
+        bootstrap=0,
+    )
+    records = {
+        (r["metric"], r["condition"], r["subgroup"]): r
+        for r in metrics_of(tmp_path / "out")["records"]
+    }
+    for condition in BRIGHTNESS:
+        whole = records["rrs", condition, "all"]
+        parts = [records["rrs", condition, f"view={view}"] for view in ("AP", "PA")]
+        assert sum(part["n_real"] for part in parts) == whole["n_real"] == 8
+        total = sum(part["n_real"] * part["value"] for part in parts)
+        assert total == pytest.approx(8 * whole["value"])
+        assert parts[0]["value"] != pytest.approx(parts[1]["value"], rel=1e-3)
+        assert ("nrrs", condition, "view=AP") in records
+        assert ("rrs", condition, "sex=Male") not in records  # that is all of them
+        same, view = (
+            records[f"rrs_ceil_{name}", condition, "all"]["value"] for name in ("same", "view")
+        )
+        assert view < same
+    report([tmp_path / "out"], tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "Other patient, same condition and view" in page
+    assert "Healthy, View AP" in page
+
+
 def test_score_by_the_encoder_of_the_fine_tuning_is_flagged(
     real: Path, synthetic: Path, encoder: Path, tmp_path: Path
 ) -> None:

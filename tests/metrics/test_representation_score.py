@@ -224,3 +224,14 @@ def test_other_patients() -> None:
         assert other is not None
         assert (pool[other] != patients).all()
     assert other_patients(np.array(["a"]), np.array(["a", "a"]), generator) is None
+
+
+def test_other_patients_of_the_same_kind() -> None:
+    patients, views = np.array(["a", "b", "c", "d"]), np.array(["AP", "PA", "AP", "PA"])
+    generator = np.random.default_rng(0)
+    for _ in range(9):
+        other = other_patients(patients, patients, generator, views, views)
+        assert other is not None
+        assert other.tolist() == [2, 3, 0, 1]
+    views[3] = "LL"
+    assert other_patients(patients, patients, generator, views, views) is None
