@@ -8,12 +8,12 @@ import torch
 import yaml
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_warn
 
 from cxr_lightning.arguments import OneSentence
 from cxr_lightning.callbacks.acceleration import Acceleration
+from cxr_lightning.callbacks.checkpoint import Checkpoint
 from cxr_lightning.callbacks.export import Export
 from cxr_lightning.callbacks.finite import FiniteLoss
 from cxr_lightning.callbacks.generation import GenerationMetrics
@@ -26,6 +26,9 @@ from cxr_lightning.errors import UserError
 from cxr_lightning.stages.base import Stage
 from cxr_lightning.stages.precision import default_precision
 
+PLACES = ("root", "text_encoder", "resident")
+"""Arguments of the data that say where it is and not what it is."""
+
 
 class StageParser(OneSentence, LightningArgumentParser):
     """The parser of `CxrCLI`."""
@@ -34,9 +37,8 @@ class StageParser(OneSentence, LightningArgumentParser):
 class CxrCLI(LightningCLI):
     """`cxr fit --config configs/<stage>.yaml --config configs/scale/<scale>.yaml --data.root DIR`.
 
-    Beside `model`, `data` and `trainer` a configuration has the groups `checkpoint`
-    (ModelCheckpoint), `export`, `samples`, `generation`, `goodhart` and `acceleration` (the
-    callbacks of that name).
+    Beside `model`, `data` and `trainer` a configuration has the groups `checkpoint`, `export`,
+    `samples`, `generation`, `goodhart` and `acceleration` (the callbacks of that name).
     The same command into the same `trainer.default_root_dir` continues an unfinished run.
     """
 
@@ -62,7 +64,7 @@ class CxrCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the callbacks as groups and links what must agree."""
         parser.add_argument("--project", default="cxr_lightning", help="Project in W&B.")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(Checkpoint, "checkpoint")
         parser.add_lightning_class_args(Export, "export")
         parser.add_lightning_class_args(SampleGrid, "samples")
         parser.add_lightning_class_args(GenerationMetrics, "generation")
@@ -121,7 +123,7 @@ class CxrCLI(LightningCLI):
                 callback.config = config
         last = Path(checkpoint_folder(self.trainer.default_root_dir)) / "last.ckpt"
         if self.config_init["fit"]["ckpt_path"] is None and last.is_file():
-            check_same_model(Path(self.trainer.default_root_dir), config)
+            check_same_run(Path(self.trainer.default_root_dir), config)
             self.config_init["fit"]["ckpt_path"] = str(last)
 
 
@@ -145,8 +147,10 @@ def checkpoint_folder(default_root_dir: str | None) -> str:
     return str(Path(default_root_dir or ".") / "checkpoints")
 
 
-def check_same_model(folder: Path, config: dict[str, Any]) -> None:
-    """Refuses to continue a run with another model than it was started with.
+def check_same_run(folder: Path, config: dict[str, Any]) -> None:
+    """Refuses to continue a run with another model, data or seed than it was started with.
+
+    Products and data sets may be elsewhere by now: stage and data module compare what is in them.
 
     Raises:
         UserError: Naming the first argument that differs.
@@ -154,14 +158,24 @@ def check_same_model(folder: Path, config: dict[str, Any]) -> None:
     saved = folder / "config.yaml"
     if not saved.is_file():
         return
-    before = yaml.safe_load(saved.read_text())["model"]
-    now = config["model"]
-    pairs = {"class_path": (before["class_path"], now["class_path"])}
-    for key in sorted({*before.get("init_args", {}), *now.get("init_args", {})}):
-        pairs[key] = (before["init_args"].get(key), now["init_args"].get(key))
-    for key, (old, new) in pairs.items():
-        if old != new:
+    before, now = _identity(yaml.safe_load(saved.read_text())), _identity(config)
+    for key in sorted({*before, *now}):
+        if before.get(key) != now.get(key):
             raise UserError(
-                f"model.{key}: the unfinished run in {folder} has {old!r}, but {new!r} was asked "
-                "for; use the same value, or another --trainer.default_root_dir for a new run."
+                f"{key}: the unfinished run in {folder} has {before.get(key)!r}, but "
+                f"{now.get(key)!r} was asked for; use the same value, or another "
+                "--trainer.default_root_dir for a new run."
             )
+
+
+def _identity(config: dict[str, Any]) -> dict[str, Any]:
+    """What makes a run what it is, by argument."""
+    model = config["model"]
+    arguments = model.get("init_args", {})
+    data = {k: v for k, v in config["data"].items() if k not in PLACES}
+    return {
+        "seed_everything": config["seed_everything"],
+        "model.class_path": model["class_path"],
+        **{f"model.{key}": value for key, value in arguments.items()},
+        **{f"data.{key}": value for key, value in data.items()},
+    }

@@ -218,6 +218,23 @@ def test_another_model_into_the_same_run_is_refused(
     assert "model.latent_dim" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("argument", "name"),
+    [
+        ("--data.uncertain=ones", "data.uncertain"),
+        ("--data.batch_size=2", "data.batch_size"),
+        ("--seed_everything=7", "seed_everything"),
+    ],
+)
+def test_other_data_or_another_seed_into_the_same_run_is_refused(
+    runs: Path, prepared: Path, capsys: pytest.CaptureFixture[str], argument: str, name: str
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([*fit_args("vae", prepared, runs), argument])
+    assert stop.value.code == 2
+    assert f"error: {name}: the unfinished run in" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", ["validate", "test"])
 def test_other_stage_commands(command: str, runs: Path, prepared: Path) -> None:
     args = fit_args("ddpm", prepared, runs)

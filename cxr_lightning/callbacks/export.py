@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from lightning import Callback, LightningModule, Trainer
 
-from cxr_lightning.artifacts import save_product
+from cxr_lightning.artifacts import check_product, save_product
 from cxr_lightning.callbacks.generation import GenerationMetrics
 from cxr_lightning.data.description import count_shown, describe_training
 from cxr_lightning.errors import UserError
@@ -51,17 +51,26 @@ class Export(Callback):
             self._export(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Exports the final networks, unless an earlier best was exported."""
-        if self.trained and (self.monitor is None or self.best is None):
+        """Exports the final networks, unless an earlier best was exported.
+
+        A run that was killed after its last step may have left an older product, or none.
+        """
+        if self.monitor is not None and self.best is not None:
+            return
+        if self.trained or _step_of(self._product_folder(trainer)) != trainer.global_step:
             self._export(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        """The best value so far."""
-        return {"best": self.best}
+        """The best value so far, and what it is a value of."""
+        return {"best": self.best, "monitor": self.monitor}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from the best value so far."""
-        self.best = state_dict["best"]
+        """Goes on from the best value so far; a best of something else does not count."""
+        if state_dict.get("monitor", self.monitor) == self.monitor:
+            self.best = state_dict["best"]
+
+    def _product_folder(self, trainer: Trainer) -> Path:
+        return self.folder or Path(trainer.default_root_dir) / "product"
 
     def _improved(self, trainer: Trainer) -> bool:
         assert self.monitor is not None
@@ -103,5 +112,13 @@ class Export(Callback):
                 "sampler": product.sampling.sampler,
                 "steps": product.sampling.steps,
             }
-        folder = self.folder or Path(trainer.default_root_dir) / "product"
-        save_product(folder, product.kind, product.networks, facts)
+        save_product(self._product_folder(trainer), product.kind, product.networks, facts)
+
+
+def _step_of(folder: Path) -> int | None:
+    """The step that a product was exported at; None where there is no whole product."""
+    try:
+        step: int | None = check_product(folder, None, "export.folder").get("step")
+    except UserError:
+        return None
+    return step

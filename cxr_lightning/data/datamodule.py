@@ -120,6 +120,23 @@ class CheXpertDataModule(LightningDataModule):
         if self.balance_view is not None:
             self.weights = view_weights(table.iloc[self.rows["train"]], self.balance_view)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Hashes of images and labels, for the checkpoint."""
+        return {"images": self.prepared.sha256, "labels": self.prepared.labels_sha256}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuses to continue a training on other images or labels.
+
+        Raises:
+            UserError: If they differ.
+        """
+        fitting = self.trainer is not None and self.trainer.state.fn == "fit"
+        if fitting and state_dict != self.state_dict():
+            raise UserError(
+                f"data.root: {self.root} holds other images or labels than the unfinished run was "
+                "trained on; give those, or another --trainer.default_root_dir for a new run."
+            )
+
     def batch_of(self, rows: np.ndarray, device: torch.device | str = "cpu") -> Batch:
         """The images at these rows of the prepared table, in model range, on a device."""
         if self.on_device is not None and self.on_device.images.device == torch.device(device):

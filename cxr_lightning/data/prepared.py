@@ -68,6 +68,11 @@ class PreparedDataset:
         """Hash of `images.npy`, as the header states it."""
         return str(self.header["sha256"])
 
+    @property
+    def labels_sha256(self) -> str:
+        """Hash of `table.csv`, whose labels may be corrected without a change of the images."""
+        return sha256_file(self.root / "table.csv")
+
 
 def open_prepared(
     root: Path, argument: str = "data.root", *, verify: bool = False

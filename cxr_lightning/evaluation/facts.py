@@ -42,7 +42,7 @@ def describe_inputs(inputs: EvaluationInputs, identities: Identities) -> dict[st
         "real": {
             "source": header.get("source"),
             "sha256": inputs.real.sha256,
-            "labels_sha256": _labels_sha256(inputs.real),
+            "labels_sha256": inputs.real.labels_sha256,
             "size": inputs.real.size,
             "count": len(table),
             "patients": int(table["patient"].nunique()),
@@ -87,11 +87,6 @@ def describe_inputs(inputs: EvaluationInputs, identities: Identities) -> dict[st
             for c in inputs.conditions
         ],
     }
-
-
-def _labels_sha256(real: PreparedDataset) -> str:
-    """Hash of the table, whose labels may be corrected without a change of the images."""
-    return hashlib.sha256((real.root / "table.csv").read_bytes()).hexdigest()
 
 
 def _synthetic_labels_sha256(synthetic: SyntheticSet) -> str:

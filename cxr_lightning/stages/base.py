@@ -107,6 +107,25 @@ class Stage(LightningModule, ABC):
         rank = self.global_rank if self._trainer is not None else 0
         return sample(world * count)[rank * count : (rank + 1) * count]
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Notes which products the stage was made from, since their weights are not saved."""
+        checkpoint["parents"] = dict(self.product().parents)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a checkpoint that was trained with other products.
+
+        Raises:
+            UserError: If one differs.
+        """
+        now = dict(self.product().parents)
+        before = checkpoint.get("parents", now)
+        for role in sorted({*before, *now}):
+            if before.get(role) != now.get(role):
+                raise UserError(
+                    f"model.{role}: the checkpoint was trained with another {role} than the one "
+                    "given now; give that one, or another --trainer.default_root_dir for a new run."
+                )
+
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """The validation step on the test split; logged as `test`."""
         self.validation_step(batch, batch_idx)

@@ -210,12 +210,14 @@ class MoCo(Stage):
             self._build_buffers(size, len(self.categories))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps the clusters of `kmeans`."""
+        """Keeps the clusters of `kmeans` too."""
+        super().on_save_checkpoint(checkpoint)
         if self.clustering.scheme == "kmeans":
             checkpoint["clusters"] = (self.clustered_epoch, self.tables["shares"].cpu())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Gives the queue the size that the checkpoint's has, and takes its clusters."""
+        super().on_load_checkpoint(checkpoint)
         self._build_buffers(*checkpoint["state_dict"]["queue.weights"].shape)
         if "clusters" in checkpoint:
             self.clustered_epoch, self.tables["shares"] = checkpoint["clusters"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning import Trainer
 
-from cxr_lightning.artifacts import check_product, load_network
+from cxr_lightning.artifacts import check_product, load_network, save_product
 from cxr_lightning.callbacks.export import Export
 from cxr_lightning.callbacks.generation import GenerationMetrics
 from cxr_lightning.data.description import describe_training
@@ -94,10 +94,15 @@ def validations(export: Steps, values: list[float]) -> list[int]:
     return export.steps
 
 
-def test_a_finished_run_that_is_started_again_writes_nothing():
+@pytest.mark.parametrize(("step", "written"), [(9, []), (8, [9]), (None, [9])])
+def test_a_finished_run_that_is_started_again_writes_what_is_missing(tmp_path, step, written):
+    trainer = Mock(spec=Trainer, global_step=9, default_root_dir=str(tmp_path))
+    if step is not None:
+        network = Autoencoder(image_size=8, width=4, latent_dim=2)
+        save_product(tmp_path / "product", "autoencoder", {"autoencoder": network}, {"step": step})
     export = Steps()
-    export.on_fit_end(Mock(spec=Trainer, global_step=9), Mock(spec=VAE))
-    assert export.steps == []
+    export.on_fit_end(trainer, Mock(spec=VAE))
+    assert export.steps == written
 
 
 NAN = float("nan")
@@ -117,6 +122,13 @@ NAN = float("nan")
 )
 def test_only_the_best_is_written_where_a_value_is_monitored(mode, values, steps):
     assert validations(Steps(monitor="k", mode=mode), values) == steps
+
+
+def test_the_best_of_another_value_does_not_count():
+    first, second = Steps(monitor="other"), Steps(monitor="k")
+    first.best = 0.5
+    second.load_state_dict(first.state_dict())
+    assert validations(second, [3.0]) == [0]
 
 
 def test_best_value_survives_a_resume():

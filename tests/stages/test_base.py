@@ -1,6 +1,8 @@
 """What the stages share: random draws, seeding, learning rate."""
 
 import math
+import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -125,6 +127,41 @@ def test_float16_has_a_loss_scale_so_lightning_clips_there():
     optimizer = default_optimizer(module.parameters())
     module.configure_gradient_clipping(optimizer, 1.0, "norm")
     assert asked == [(optimizer, 1.0, "norm")]
+
+
+def test_a_run_goes_on_only_with_the_images_and_labels_that_it_began_with(
+    prepared, quiet_trainer, tmp_path
+):
+    data = tmp_path / "data"
+    shutil.copytree(prepared, data)
+
+    def fit(steps, checkpoint=None):
+        trainer = quiet_trainer(max_steps=steps, limit_val_batches=0)
+        module = CheXpertDataModule(data, batch_size=4, image_size=32)
+        trainer.fit(
+            VAE(image_size=32, width=4, latent_dim=3), datamodule=module, ckpt_path=checkpoint
+        )
+        return trainer
+
+    saved = tmp_path / "saved.ckpt"
+    fit(1).save_checkpoint(saved)
+    assert fit(2, saved).global_step == 2
+    text = (data / "table.csv").read_text()
+    (data / "table.csv").write_text(text.replace(",1.0,", ",0.0,", 1))
+    with pytest.raises(UserError, match="^data.root: .* holds other images or labels than"):
+        fit(3, saved)
+
+
+def test_a_checkpoint_is_for_the_products_that_it_was_trained_with():
+    module, checkpoint = stage(), {}
+    made = module.product()
+    module.product = lambda: replace(made, parents={"encoder": "one", "generator": "g"})
+    module.on_save_checkpoint(checkpoint)
+    module.on_load_checkpoint(checkpoint)
+    module.on_load_checkpoint({})  # of an earlier version
+    module.product = lambda: replace(made, parents={"encoder": "other", "generator": "g"})
+    with pytest.raises(UserError, match="^model.encoder: the checkpoint was trained with another"):
+        module.on_load_checkpoint(checkpoint)
 
 
 def test_float16_with_a_fused_optimizer_and_clipping_is_refused_before_training():
