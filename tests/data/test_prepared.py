@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from cxr_lightning.data import prepared_writer
 from cxr_lightning.data.prepared import open_prepared, read_failures
 from cxr_lightning.data.prepared_writer import (
     PreparedWriter,
@@ -234,6 +235,36 @@ def test_two_writers_at_once(tmp_path):
         writer.append(chunk(4, 6))
         writer.finish("folder", [], Resize(SIZE), "request")
     assert np.array_equal(open_prepared(out).images, IMAGES)
+
+
+@pytest.mark.parametrize("name", ["sha256_file", "write_table", "hash_rows"])
+def test_no_second_writer_gets_in_while_the_first_finishes(tmp_path, monkeypatch, name):
+    out = tmp_path / "out"
+    work = getattr(prepared_writer, name)
+
+    def second(*args):
+        with pytest.raises(UserError, match="another 'cxr prepare' is writing"):
+            PreparedWriter(out, make_table(), SIZE, "request")
+        return work(*args)
+
+    monkeypatch.setattr(prepared_writer, name, second)
+    write(out, chunk(0, 6))
+    assert np.array_equal(open_prepared(out, verify=True).images, IMAGES)
+    assert not (out / "journal.jsonl").exists()
+
+
+def test_a_writer_that_cannot_finish_lets_the_next_one_go_on(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepared_writer, "write_table", full)
+        with pytest.raises(UserError, match=r"out: .* cannot be written"):
+            write(out, chunk(0, 6))
+    write(out)
+    assert np.array_equal(open_prepared(out, verify=True).images, IMAGES)
 
 
 def test_no_space(tmp_path, monkeypatch):
