@@ -356,6 +356,17 @@ def test_edited_table(out, old, new, message):
         open_prepared(out)
 
 
+def test_a_patient_in_two_splits_is_refused(out):
+    table = pd.read_csv(out / "table.csv", dtype=str, keep_default_na=False)
+    table["patient"] = "patient7"
+    table.to_csv(out / "table.csv", index=False)
+    assert len(open_prepared(out).table) == 6
+    table.loc[2, "split"] = "valid"
+    table.to_csv(out / "table.csv", index=False)
+    with pytest.raises(UserError, match=r"has the patient 'patient7' in two splits in table\.csv"):
+        open_prepared(out)
+
+
 def test_table_with_rows_in_another_order(out):
     table = pd.read_csv(out / "table.csv", dtype=str, keep_default_na=False)
     table.iloc[::-1].to_csv(out / "table.csv", index=False)
