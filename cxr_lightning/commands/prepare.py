@@ -214,6 +214,7 @@ def _request(
     """A hash of all that decides about the result."""
     rows = hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()
     fields = [data_set.name, str(root.resolve()), resize.size, resize.describe(), rows, origin]
+    fields += data_set.inputs
     return hashlib.sha256(json.dumps(fields).encode()).hexdigest()
 
 

@@ -67,17 +67,20 @@ UNKNOWN = ("", "nan", "unknown")
 
 
 def column_weights(
-    table: pd.DataFrame, column: str, rows: Int[np.ndarray, " n"]
+    table: pd.DataFrame, column: str, rows: Int[np.ndarray, " n"], condition: Condition
 ) -> tuple[tuple[str, ...], Float[Tensor, "m k"]]:
     """Categories from any column of a prepared table, and the share of each image in each.
 
     Each value is a category; numbers of more than `BANDS` values are divided into bands that hold
-    equally many of the images. Blank and unknown values are in no category.
+    equally many of the images. Of an observation, the categories are absent (0) and present (1);
+    an uncertain one counts as the label policy says (`soft`: by its number; `multi_class`: not at
+    all). Blank and unknown values are in no category.
 
     Args:
         table: The prepared table, of m images.
         column: Its column.
         rows: The images that say which categories there are: the training split.
+        condition: What is known of the m images; the label policies were applied before.
 
     Raises:
         UserError: If there is no such column, or it has fewer than 2 or too many values.
@@ -88,11 +91,39 @@ def column_weights(
             f"{argument}: {column!r} is neither a scheme ({', '.join(CATEGORIES)}, kmeans) nor a "
             f"column of the prepared table; use one of these or of {', '.join(table.columns)}."
         )
+    names: tuple[str, ...]
+    if column in OBSERVATIONS:
+        names, weights = ("0.0", "1.0"), _observation_weights(table, column, condition)
+        count = int((weights[rows] > 0).any(dim=0).sum())
+    else:
+        names, weights = _value_weights(table, column, rows)
+        count = len(names)
+    if not 2 <= count <= MOST_VALUES:
+        raise UserError(
+            f"{argument}: the column {column!r} has {count} values in the training split; use "
+            f"a column of 2 to {MOST_VALUES} values, or of numbers."
+        )
+    return names, weights
+
+
+def _observation_weights(
+    table: pd.DataFrame, observation: str, condition: Condition
+) -> Float[Tensor, "m 2"]:
+    """Share of each image in the absence and in the presence of an observation."""
+    column = OBSERVATIONS.index(observation)
+    stated = table[observation].notna() & (table[observation] != NOT_ANNOTATED)
+    known = condition.observations_known[:, column] & torch.tensor(stated.to_numpy())
+    share = condition.observations[:, column]
+    return torch.stack([1.0 - share, share], dim=1) * known[:, None]
+
+
+def _value_weights(
+    table: pd.DataFrame, column: str, rows: Int[np.ndarray, " n"]
+) -> tuple[tuple[str, ...], Float[Tensor, "m k"]]:
+    """The values, or bands of numbers, of a column, and the share of each image in each."""
     number = pd.to_numeric(table[column], errors="coerce")
     value = table[column].astype(str).fillna("").str.strip()
     stated = ~value.str.lower().isin(UNKNOWN)
-    if column in OBSERVATIONS:
-        stated &= number != NOT_ANNOTATED
     if number[stated].notna().all() and number.iloc[rows].nunique() > BANDS:
         edges = np.unique(np.nanquantile(number.iloc[rows], np.linspace(0.0, 1.0, BANDS + 1)[1:-1]))
         band = np.searchsorted(edges, number, side="right")
@@ -103,11 +134,6 @@ def column_weights(
         names = tuple(f"{column} {span}" for span in spans)
     else:
         names = tuple(sorted(value.iloc[rows][stated.iloc[rows]].unique()))
-    if not 2 <= len(names) <= MOST_VALUES:
-        raise UserError(
-            f"{argument}: the column {column!r} has {len(names)} values in the training split; use "
-            f"a column of 2 to {MOST_VALUES} values, or of numbers."
-        )
     code = pd.Index(names).get_indexer(pd.Index(value.where(stated)))  # -1 where it is none of them
     return names, torch.from_numpy(np.eye(len(names) + 1, dtype=np.float32)[code][:, :-1])
 

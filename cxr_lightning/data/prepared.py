@@ -189,6 +189,14 @@ def _read_table(root: Path, argument: str) -> pd.DataFrame:
         raise _broken(
             root, f"has the split {table['split'][wrong].iloc[0]!r} in table.csv", argument
         )
+    pairs = table[["patient", "split"]].drop_duplicates()
+    crossing = pairs["patient"][pairs["patient"].duplicated()]
+    if len(crossing):
+        raise _broken(
+            root,
+            f"has the patient {crossing.iloc[0]!r} in two splits in table.csv, which would leak",
+            argument,
+        )
     table = parse_numbers(table.assign(**{PROBLEM: ""}))
     problems = table[PROBLEM][table[PROBLEM] != ""]
     if len(problems):

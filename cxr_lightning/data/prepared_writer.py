@@ -102,7 +102,7 @@ class PreparedWriter:
         """Completes the folder and puts it at `out`; returns the header."""
         self._images.seek(0)
         self._images.write(_array_header(self.count, self.size))
-        self.close()
+        self._images.close()
         kept = self.kept()
         write_table(kept, self.partial / "table.csv")
         self.failed().to_csv(self.partial / "failures.csv", index=False, errors="backslashreplace")
@@ -121,12 +121,13 @@ class PreparedWriter:
         }
         text = json.dumps(header, indent=2) + "\n"
         (self.partial / "header.json").write_text(text, encoding="utf-8")
-        (self.partial / "journal.jsonl").unlink()
         self.partial.replace(self.out)
+        (self.out / "journal.jsonl").unlink()  # last, since it is the lock
+        self.close()
         return header
 
     def close(self) -> None:
-        """Closes the files."""
+        """Closes the files, which lets another process write."""
         self._images.close()
         self._journal.close()
 
@@ -200,8 +201,8 @@ def open_writer(
     with _explain(out), ExitStack() as stack:
         check_free_space(out, len(table), size)
         writer = PreparedWriter(out, table, size, request)
-        stack.callback(_remove_if_empty, writer)
         stack.callback(writer.close)
+        stack.callback(_remove_if_empty, writer)
         yield writer
 
 

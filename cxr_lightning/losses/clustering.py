@@ -122,7 +122,7 @@ class Centroids(nn.Module):
     Attributes:
         vectors: Float32 (categories, dim), unit norm, or 0 as long as not known.
         known: Bool (categories,), whether any image of the category was seen.
-        seen: Float32 (categories,), weight of the images seen.
+        seen: Float32 (categories,), weight of the images seen since the last restart.
     """
 
     vectors: Tensor
@@ -138,9 +138,10 @@ class Centroids(nn.Module):
 
     @torch.no_grad()
     def restart(self, vectors: Float[Tensor, "k d"]) -> None:
-        """Puts all centroids where new clusters have their centres."""
+        """Puts all centroids where new clusters have their centres; nothing was seen of these."""
         self.vectors.copy_(vectors)
         self.known.fill_(True)
+        self.seen.zero_()
 
     @torch.no_grad()
     def update(

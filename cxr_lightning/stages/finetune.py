@@ -202,15 +202,16 @@ class Finetune(DenoisingStage):
     def on_validation_epoch_end(self) -> None:
         """Logs both losses, however images were batched, and the ratio of the probe's.
 
-        That is the diffusion loss on the probe images over that before the first step. Warns, once,
-        of a lambda that is too large.
+        That is the diffusion loss on the probe images over that before the first step; a set for
+        tests alone has no such images. Warns, once, of a lambda that is too large.
         """
         diffusion: Tensor = self.mean_diffusion.compute()
         representation: Tensor = self.mean_representation.compute().nan_to_num()  # none in the cut
         loss = diffusion + self.representation_weight * representation
         scalars = {"loss": loss, "diffusion": diffusion, "representation": representation}
         self.log_scalars(self.split, scalars, 1)
-        if not self.diffusion_at_start.isnan():  # as in `cxr validate` without a checkpoint
+        can_probe = len(self.datamodule.rows["valid"]) > 0
+        if can_probe and not self.diffusion_at_start.isnan():  # NaN without a training
             ratio = self._probe_diffusion() / self.diffusion_at_start
             self.log_scalars(self.split, {"diffusion_ratio": ratio}, 1)
         self._warn_of_weight()

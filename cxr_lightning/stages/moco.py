@@ -52,7 +52,7 @@ from cxr_lightning.stages.moco_clustering import (
     positive,
     share,
 )
-from cxr_lightning.stages.moco_linear import Judged, evaluate_encoders, open_encoders
+from cxr_lightning.stages.moco_linear import TRAINED, Judged, evaluate_encoders, open_encoders
 from cxr_lightning.stages.moco_monitors import MONITORED, Monitors, Seen
 from cxr_lightning.types import Batch
 
@@ -350,7 +350,7 @@ class MoCo(Stage):
         root = Path(self.trainer.default_root_dir)
         trained = bool(self.trainer.ckpt_path) or self.global_step > 0
         folders = self.encoders if trained or self.encoders else [root / "product"]
-        judged = [Judged("this", self.encoder, self.architecture, None)] if trained else []
+        judged = [Judged(TRAINED, self.encoder, self.architecture, None)] if trained else []
         judged += open_encoders(folders)
         split: Split = "test" if len(self.datamodule.rows["test"]) else "valid"
         rows = {"train": self.datamodule.rows["train"], "test": self.datamodule.rows[split]}

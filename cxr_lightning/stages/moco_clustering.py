@@ -112,7 +112,7 @@ def image_shares(
         names, shares = CATEGORIES[scheme], category_weights(datamodule.condition, scheme)
     else:
         table, rows = datamodule.prepared.table, datamodule.rows["train"]
-        names, shares = column_weights(table, clustering.scheme, rows)
+        names, shares = column_weights(table, clustering.scheme, rows, datamodule.condition)
     clustering.check_minority(len(names))
     return names, shares
 

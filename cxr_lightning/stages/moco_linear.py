@@ -1,6 +1,7 @@
 """`cxr test` of stage 3: encoders side by side under linear evaluation."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,12 @@ from cxr_lightning.networks.imagenet import load_imagenet
 
 BASELINE = "random"
 """Name of the encoder with random weights."""
+
+IMAGENET = "imagenet"
+"""Name of the encoder with ImageNet weights."""
+
+TRAINED = "this"
+"""Name of the encoder that the run trained."""
 
 PRINTED = (MACRO, "Pleural Effusion", "Pneumonia")
 """Labels that the printed table shows; the file holds all."""
@@ -43,16 +50,20 @@ class Judged(NamedTuple):
 
 
 def open_encoders(folders: Sequence[Path]) -> list[Judged]:
-    """Products of stage 3, each named by its run's folder, or by its path where that is not unique.
+    """Products of stage 3, each named by its run's folder.
+
+    Where another one has that name, the full path is the name; a folder named twice counts once.
 
     Raises:
         UserError: If a folder is no such product.
     """
+    folders = list({folder.resolve(): folder for folder in folders}.values())
     runs = [f.resolve().parent.name if f.name == "product" else f.name for f in folders]
+    taken = Counter((BASELINE, IMAGENET, TRAINED, *runs))
     judged = []
     for folder, run in zip(folders, runs, strict=True):
         manifest = check_product(folder, "encoder", "model.encoders")
-        name = run if runs.count(run) == 1 else str(folder)
+        name = run if taken[run] == 1 else str(folder.resolve())
         network = load_network(Encoder, folder)
         judged.append(Judged(name, network, read_config(folder), manifest["sha256"]))
     return judged
@@ -89,7 +100,7 @@ def evaluate_encoders(
     if imagenet is not None:
         start = random_encoder(architecture)
         load_imagenet(start.backbone, architecture["backbone"], imagenet)
-        encoders.insert(1, Judged("imagenet", start, architecture, None))
+        encoders.insert(1, Judged(IMAGENET, start, architecture, None))
     seen: dict[Part, dict[str, Tensor]] = {part: {} for part in labels}
     for one in encoders:
         for part in seen:

@@ -14,7 +14,7 @@ from cxr_lightning.commands import prepare as module
 from cxr_lightning.commands.describe import describe
 from cxr_lightning.commands.prepare import prepare
 from cxr_lightning.data.prepared import open_prepared, read_failures
-from cxr_lightning.data.prepared_writer import partial_folder
+from cxr_lightning.data.prepared_writer import PreparedWriter, partial_folder
 from cxr_lightning.data.sources.base import COLUMNS
 from cxr_lightning.data.sources.files import LayoutReader
 from cxr_lightning.errors import UserError
@@ -296,17 +296,41 @@ def test_folder(tmp_path, capsys):
     assert "no image is in valid" in capsys.readouterr().out
 
 
-def test_medmnist(tmp_path):
+def write_medmnist(file, side=28):
     arrays = {
-        f"{split}_{kind}": np.full((2, 28, 28) if kind == "images" else (2, 1), 1, dtype=np.uint8)
+        f"{split}_{kind}": np.full((2, side, side) if kind == "images" else (2, 1), 1, np.uint8)
         for split in ("train", "val", "test")
         for kind in ("images", "labels")
     }
-    np.savez_compressed(tmp_path / "pneumoniamnist.npz", **arrays)
+    np.savez_compressed(file, **arrays)
+
+
+def test_medmnist(tmp_path):
+    write_medmnist(tmp_path / "pneumoniamnist.npz")
     prepare("medmnist", tmp_path, tmp_path / "out", size=28, workers=2)
     data = open_prepared(tmp_path / "out")
     assert data.table["split"].tolist() == ["train", "train", "valid", "valid", "test", "test"]
     assert (data.images == 1).all()
+
+
+def test_another_file_of_medmnist_is_another_request(tmp_path, monkeypatch):
+    write_medmnist(tmp_path / "pneumoniamnist.npz")
+    write_medmnist(tmp_path / "pneumoniamnist_64.npz", 64)
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(PreparedWriter, "finish", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            prepare("medmnist", tmp_path, out, workers=1, download_size=28)
+    with pytest.raises(UserError, match="holds an unfinished data set of other options"):
+        prepare("medmnist", tmp_path, out, workers=1, download_size=64)
+    prepare("medmnist", tmp_path, out, workers=1, download_size=28)
+    with pytest.raises(UserError, match=r"out: .* holds something else already"):
+        prepare("medmnist", tmp_path, out, workers=1)  # reads the larger file
+    assert set(open_prepared(out).table["width"]) == {28}
+
+
+def interrupted(*args):
+    raise KeyboardInterrupt
 
 
 def test_phantom(tmp_path):

@@ -97,21 +97,48 @@ def test_rows_sum_to_one_or_zero(scheme) -> None:  # type: ignore[no-untyped-def
 
 def test_values_of_a_column_are_categories_and_blank_is_none() -> None:
     table = pd.DataFrame({"ward": ["b", "a", "", "Unknown", "b", "c"]})
-    names, weights = column_weights(table, "ward", np.arange(5))
+    names, weights = column_weights(table, "ward", np.arange(5), Condition.unknown(6))
     assert names == ("a", "b")  # c is in no training image
     assert weights.tolist() == [[0, 1], [1, 0], [0, 0], [0, 0], [0, 1], [0, 0]]
 
 
+def pneumonia_weights(labels, uncertain):  # type: ignore[no-untyped-def]
+    condition = condition_of(*({"Pneumonia": label} for label in labels), uncertain=uncertain)
+    table = pd.DataFrame({"Pneumonia": labels})
+    return column_weights(table, "Pneumonia", np.arange(len(labels)), condition)
+
+
 def test_what_nobody_looked_for_is_no_category_of_an_observation() -> None:
-    table = pd.DataFrame({"Pneumonia": [1.0, 0.0, NOT_ANNOTATED, np.nan]})
-    names, weights = column_weights(table, "Pneumonia", np.arange(4))
+    names, weights = pneumonia_weights([1.0, 0.0, NOT_ANNOTATED, np.nan], "ignore")
     assert names == ("0.0", "1.0")
     assert weights.sum(dim=1).tolist() == [1, 1, 0, 0]
 
 
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ("ignore", [0, 0]),
+        ("zeros", [1, 0]),
+        ("ones", [0, 1]),
+        ("soft", [0.5, 0.5]),
+        ("multi_class", [0, 0]),
+    ],
+)
+def test_an_uncertain_observation_is_no_category_of_its_own(policy, expected) -> None:  # type: ignore[no-untyped-def]
+    names, weights = pneumonia_weights([1.0, 0.0, -1.0], policy)
+    assert names == ("0.0", "1.0")
+    assert weights.tolist() == [[0, 1], [1, 0], expected]
+
+
+def test_an_observation_that_is_always_present_divides_no_images() -> None:
+    with pytest.raises(UserError, match="'Pneumonia' has 1 values in the training split"):
+        pneumonia_weights([1.0, -1.0, np.nan], "ignore")
+
+
 def test_numbers_are_divided_into_bands_of_equal_counts() -> None:
     ages = np.array([*np.random.default_rng(0).permutation(100), np.nan])
-    names, weights = column_weights(pd.DataFrame({"Age": ages}), "Age", np.arange(100))
+    table = pd.DataFrame({"Age": ages})
+    names, weights = column_weights(table, "Age", np.arange(100), Condition.unknown(101))
     assert len(names) == 5
     assert names[0].startswith("Age below ")
     assert weights.sum(dim=0).tolist() == [20] * 5
@@ -128,5 +155,5 @@ def test_numbers_are_divided_into_bands_of_equal_counts() -> None:
 def test_columns_that_do_not_divide_images_are_refused(column: str, reason: str) -> None:
     table = pd.DataFrame({"Path": [f"{i}.png" for i in range(60)], "same": "a"})
     with pytest.raises(UserError, match=reason) as error:
-        column_weights(table, column, np.arange(60))
+        column_weights(table, column, np.arange(60), Condition.unknown(60))
     assert str(error.value).startswith("model.clustering.scheme: ")

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -7,6 +8,7 @@ from PIL import Image
 
 from cxr_lightning.commands.prepare import prepare
 from cxr_lightning.data.prepared import open_prepared
+from cxr_lightning.data.prepared_writer import PreparedWriter
 from cxr_lightning.data.sources.chexpert_plus import ChexpertPlusSource
 from cxr_lightning.data.sources.folder import FolderSource
 from cxr_lightning.data.sources.medmnist import ORIGINS
@@ -70,6 +72,33 @@ def test_rows_images_and_labels_stay_what_they_were(sets, tmp_path):
     assert table["report"].tolist() == [f"text {i}" for i in range(6)] + [""] * 6
     assert (table["width"] == 24).all()
     assert (table["height"] == 16).all()
+
+
+def test_a_part_prepared_anew_is_another_request(sets, tmp_path, monkeypatch):
+    mix(sets, tmp_path / "mixed")
+    monkeypatch.setattr(PreparedWriter, "finish", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        mix(sets, tmp_path / "killed")
+    monkeypatch.undo()
+    shutil.rmtree(sets / "a")
+    raw = write_set(tmp_path / "again" / "a", 3, report=True)
+    prepare("folder", raw, sets / "a", SIZE, workers=1)
+    with pytest.raises(UserError, match=r"out: .* holds something else already"):
+        mix(sets, tmp_path / "mixed")
+    with pytest.raises(UserError, match="holds an unfinished data set of other options"):
+        mix(sets, tmp_path / "killed")
+
+
+def test_an_edited_table_of_a_part_is_another_request(sets, tmp_path):
+    mix(sets, tmp_path / "mixed")
+    table = pd.read_csv(sets / "a" / "table.csv", dtype=str, keep_default_na=False)
+    table.assign(width="25").to_csv(sets / "a" / "table.csv", index=False)
+    with pytest.raises(UserError, match=r"out: .* holds something else already"):
+        mix(sets, tmp_path / "mixed")
+
+
+def interrupted(*args):
+    raise KeyboardInterrupt
 
 
 def test_parts_are_chosen_and_checked(sets, tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from cxr_lightning.data import prepared_writer
 from cxr_lightning.data.prepared import open_prepared, read_failures
 from cxr_lightning.data.prepared_writer import (
     PreparedWriter,
@@ -236,6 +237,36 @@ def test_two_writers_at_once(tmp_path):
     assert np.array_equal(open_prepared(out).images, IMAGES)
 
 
+@pytest.mark.parametrize("name", ["sha256_file", "write_table", "hash_rows"])
+def test_no_second_writer_gets_in_while_the_first_finishes(tmp_path, monkeypatch, name):
+    out = tmp_path / "out"
+    work = getattr(prepared_writer, name)
+
+    def second(*args):
+        with pytest.raises(UserError, match="another 'cxr prepare' is writing"):
+            PreparedWriter(out, make_table(), SIZE, "request")
+        return work(*args)
+
+    monkeypatch.setattr(prepared_writer, name, second)
+    write(out, chunk(0, 6))
+    assert np.array_equal(open_prepared(out, verify=True).images, IMAGES)
+    assert not (out / "journal.jsonl").exists()
+
+
+def test_a_writer_that_cannot_finish_lets_the_next_one_go_on(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepared_writer, "write_table", full)
+        with pytest.raises(UserError, match=r"out: .* cannot be written"):
+            write(out, chunk(0, 6))
+    write(out)
+    assert np.array_equal(open_prepared(out, verify=True).images, IMAGES)
+
+
 def test_no_space(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 1000))
@@ -322,6 +353,17 @@ def test_edited_table(out, old, new, message):
     file = out / "table.csv"
     file.write_text(file.read_text().replace(old, new))
     with pytest.raises(UserError, match=message):
+        open_prepared(out)
+
+
+def test_a_patient_in_two_splits_is_refused(out):
+    table = pd.read_csv(out / "table.csv", dtype=str, keep_default_na=False)
+    table["patient"] = "patient7"
+    table.to_csv(out / "table.csv", index=False)
+    assert len(open_prepared(out).table) == 6
+    table.loc[2, "split"] = "valid"
+    table.to_csv(out / "table.csv", index=False)
+    with pytest.raises(UserError, match=r"has the patient 'patient7' in two splits in table\.csv"):
         open_prepared(out)
 
 

@@ -206,7 +206,9 @@ def test_kmeans_finds_separate_directions_again_and_starts_the_centroids_there()
     together = found @ found.T
     assert torch.equal(together, own @ own.T)  # the same partition
     centroids = Centroids(3, 8)
+    centroids.update(embedding, own[:, [2, 0, 1]])
     centroids.restart(centres)
+    assert centroids.seen.tolist() == [0, 0, 0]  # cluster 1 is another one than before
     assert centroids.known.all()
     torch.testing.assert_close(centroids.vectors, centres)
 

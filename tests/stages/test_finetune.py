@@ -352,6 +352,21 @@ def test_diffusion_ratio_is_one_at_the_start_and_survives_a_resume(
     assert float(again.callback_metrics["finetune/valid/diffusion_ratio"]) != 1.0
 
 
+def test_a_set_for_tests_alone_has_no_diffusion_ratio(make, prepared, quiet_trainer):
+    class TestData(CheXpertDataModule):
+        def setup(self, stage: str | None = None) -> None:
+            super().setup(stage)
+            nothing = self.rows["train"][:0]
+            self.rows = {"train": nothing, "valid": nothing, "test": self.rows["valid"]}
+
+    module = make()
+    module.diffusion_at_start.fill_(0.1)
+    data = TestData(prepared, batch_size=4, image_size=32)
+    logged = quiet_trainer(limit_test_batches=1).test(module, datamodule=data, verbose=False)[0]
+    assert np.isfinite(logged["finetune/test/diffusion"])
+    assert "finetune/test/diffusion_ratio" not in logged
+
+
 def test_the_same_noise_gives_paired_images_before_and_after(make, products, datamodule):
     """A generator that did not move draws the very images of the one it started from."""
     module = make().eval()

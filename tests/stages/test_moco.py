@@ -1,6 +1,7 @@
 """Stage 3 on a tiny data module: what moves, when, and what it says."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +25,7 @@ from cxr_lightning.losses.contrastive import info_nce_logits
 from cxr_lightning.metrics.collapse import pair_distance, same_category, spread
 from cxr_lightning.networks.encoder import Encoder
 from cxr_lightning.stages.moco import Clustering, MoCo
+from cxr_lightning.stages.moco_linear import open_encoders
 from cxr_lightning.stages.moco_monitors import Seen
 from cxr_lightning.types import Batch, Condition
 
@@ -520,6 +522,16 @@ def test_test_judges_the_trained_encoder_and_products_side_by_side(
     said = capsys.readouterr().out
     assert "over random" in said
     assert "over this" in said
+
+
+@pytest.mark.parametrize("run", ["random", "imagenet", "this"])
+def test_a_run_of_the_name_of_a_baseline_has_its_path_as_name(
+    tmp_path: Path, products: Path, run: str
+) -> None:
+    folder = tmp_path / run / "product"
+    shutil.copytree(products / "encoder", folder)
+    names = [judged.name for judged in open_encoders([folder, folder, products / "encoder"])]
+    assert names == [str(folder), "encoder"]
 
 
 def test_test_without_a_training_looks_for_the_product_of_the_run(tmp_path: Path) -> None:

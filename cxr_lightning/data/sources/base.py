@@ -26,6 +26,7 @@ class Source(ABC):
         name: Its name on the command line.
         origins: Collections whose images it holds, as far as that is known: sets of the same origin
             may hold the same patients.
+        inputs: Names and hashes that tell what it reads, where the table does not.
         parallel: Whether several processes may read images, each with a copy of `reader`.
         reader: Gives the grey image of a row by its `Path`, resized where a resize is given; raises
             UnreadableImageError.
@@ -33,6 +34,7 @@ class Source(ABC):
 
     name: ClassVar[str]
     origins: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
     parallel: ClassVar[bool] = True
     reader: ImageReader
 

@@ -54,6 +54,7 @@ class MedmnistSource(Source):
         self.flag = flag
         self.origins = (ORIGINS[flag],)
         self.file = _find_file(root, flag, size, download_size)
+        self.inputs = (self.file.name,)
         self.reader = _NpzReader(self.file)
 
     def table(self) -> pd.DataFrame:

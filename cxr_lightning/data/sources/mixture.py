@@ -12,6 +12,7 @@ from cxr_lightning.data.resize import Reading, Resize, UnreadableImageError
 from cxr_lightning.data.sources.base import Source, arrange
 from cxr_lightning.data.sources.tables import PROBLEM
 from cxr_lightning.errors import UserError
+from cxr_lightning.files import sha256_file
 
 
 class MixtureSource(Source):
@@ -59,6 +60,7 @@ class MixtureSource(Source):
                 "(cxr prepare --origin states where images are from)."
             )
         self.origins = tuple(dict.fromkeys(o for p in self.parts.values() for o in _origins(p)))
+        self.inputs = tuple(i for p in self.parts.values() for i in _inputs(p))
         self.reader = PreparedReader(self.parts)
 
     def table(self) -> pd.DataFrame:
@@ -111,6 +113,10 @@ def _require_resize(part: PreparedDataset, resize: Resize) -> None:
 
 def _origins(part: PreparedDataset) -> list[str]:
     return list(part.header["origins"])
+
+
+def _inputs(part: PreparedDataset) -> tuple[str, str]:
+    return part.sha256, sha256_file(part.root / "table.csv")
 
 
 def _refuse_common_origin(parts: Mapping[str, PreparedDataset]) -> None:
