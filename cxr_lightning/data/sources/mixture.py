@@ -12,7 +12,6 @@ from cxr_lightning.data.resize import Reading, Resize, UnreadableImageError
 from cxr_lightning.data.sources.base import Source, arrange
 from cxr_lightning.data.sources.tables import PROBLEM
 from cxr_lightning.errors import UserError
-from cxr_lightning.files import sha256_file
 
 
 class MixtureSource(Source):
@@ -116,7 +115,7 @@ def _origins(part: PreparedDataset) -> list[str]:
 
 
 def _inputs(part: PreparedDataset) -> tuple[str, str]:
-    return part.sha256, sha256_file(part.root / "table.csv")
+    return part.sha256, part.labels_sha256
 
 
 def _refuse_common_origin(parts: Mapping[str, PreparedDataset]) -> None:
