@@ -165,6 +165,7 @@ def generate(
         size=generator.image_size,
         image_format=format,
         reject=rejection.request if rejection else None,
+        asked=requests.sha256,
     )
     folder = SyntheticFolder(out, request)
     if folder.is_finished():

@@ -1,5 +1,7 @@
 """What every image of a synthetic data set shall show."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -85,6 +87,14 @@ class ImageRequests:
         rows = _balanced(table, count, generator) if balance else _even(table, count, generator)
         condition = table_condition(table, LabelPolicy()).rows(torch.from_numpy(rows))
         return ImageRequests(condition, [None] * count, [None] * count)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of all of it but the embeddings of texts, which machines round differently."""
+        hashed = hashlib.sha256(json.dumps([self.names, self.prompts]).encode())
+        for part in self.condition[:3]:
+            hashed.update(part.numpy().tobytes())
+        return hashed.hexdigest()
 
     def labels(self) -> list[str]:
         """What each image was asked for in a few words: its condition, prompt, or findings."""

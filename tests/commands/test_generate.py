@@ -451,3 +451,22 @@ def test_consistency_sampling_of_a_generator_that_was_not_tuned_is_warned_of(run
     )
     run(tmp_path / "usual", count=1)
     assert "consistency" not in capsys.readouterr().err
+
+
+def test_changed_labels_of_a_prepared_set_make_it_another_request(
+    run, tmp_path, prepared, monkeypatch
+):
+    like = shutil.copytree(prepared, tmp_path / "prepared")
+    finished = run(tmp_path / "finished", condition=None, like=like)
+    out = tmp_path / "unfinished"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2, KeyboardInterrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(out, condition=None, like=like)
+    table = pd.read_csv(like / "table.csv", keep_default_na=False)
+    table["Fracture"] = 1.0
+    table.to_csv(like / "table.csv", index=False)
+    with pytest.raises(UserError, match=r"^out: .* holds 2 images .*\(asked [0-9a-f]{64} there"):
+        run(out, condition=None, like=like)
+    with pytest.raises(UserError, match=r"^out: .* exists already"):
+        run(finished, condition=None, like=like)

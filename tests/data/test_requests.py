@@ -53,6 +53,16 @@ def test_nothing_to_draw_from_is_refused():
         ImageRequests.like(table([None, None]), 3, seed=0, balance=True)
 
 
+def test_the_hash_is_of_what_each_image_shall_show():
+    def drawn(observation: str | None) -> str:
+        return ImageRequests.like(table([observation]), 2, seed=0, balance=False).sha256
+
+    assert drawn("Edema") == drawn("Edema")
+    pneumonia = [parse_condition("pneumonia")]
+    views = [ImageRequests.of_conditions(pneumonia, 2, view).sha256 for view in (None, "AP", "PA")]
+    assert len({drawn("Edema"), drawn("Fracture"), drawn(None), *views}) == 6
+
+
 def test_columns_are_those_of_chexpert():
     conditions = [parse_condition(name) for name in ("healthy", "edema+fracture")]
     requests = ImageRequests.of_conditions(conditions, 2, "PA")
