@@ -13,14 +13,14 @@ from cxr_lightning.commands.sampling import (
     check_exclusive,
     check_numbers,
     read_interval,
+    read_prompts,
     warn_of_unseen,
 )
 from cxr_lightning.data.prepared import open_prepared
-from cxr_lightning.data.prompt import UNFOLLOWED, parse_prompt
 from cxr_lightning.data.requests import ImageRequests
 from cxr_lightning.data.sources.dicom_files import require_pydicom
 from cxr_lightning.data.text_encoder import TextEncoder, check_text_encoder
-from cxr_lightning.data.vocabulary import View, parse_condition
+from cxr_lightning.data.vocabulary import View, parse_conditions
 from cxr_lightning.data.writers import ImageFormat
 from cxr_lightning.diffusion.generator import Generator
 from cxr_lightning.diffusion.samplers import SamplerName, Sampling, SamplingPrecision
@@ -289,15 +289,11 @@ def _requests(
     seed: int,
 ) -> ImageRequests:
     if prompt is not None:
-        prompts = [parse_prompt(text) for text in dict.fromkeys(prompt)]
-        for understood in prompts:
-            print(understood.describe())
-            if understood.has_details and encoder is None:
-                print(UNFOLLOWED)
+        prompts = read_prompts(prompt, has_encoder=encoder is not None)
         return ImageRequests.of_prompts(prompts, count, encoder)
     if like is not None:
         table = open_prepared(like, "like").table
         train = table[table["split"] == "train"].reset_index(drop=True)
         return ImageRequests.like(train, count, seed, balance)
-    names = dict.fromkeys((condition if condition is not None else DEFAULT).split(","))
-    return ImageRequests.of_conditions([parse_condition(name) for name in names], count, view)
+    conditions = parse_conditions(condition if condition is not None else DEFAULT)
+    return ImageRequests.of_conditions(conditions, count, view)

@@ -250,7 +250,7 @@ def test_a_folder_in_which_another_command_works_is_left_alone(run, tmp_path, mo
 
 def test_a_condition_that_is_named_twice_is_made_once(run, tmp_path):
     once = files(run(tmp_path / "once" / "set", condition="healthy"))
-    assert files(run(tmp_path / "twice" / "set", condition="healthy,healthy")) == once
+    assert files(run(tmp_path / "twice" / "set", condition="healthy, Healthy")) == once
 
 
 def test_a_run_killed_while_it_finishes_goes_on(run, tmp_path, monkeypatch):
