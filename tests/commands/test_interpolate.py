@@ -103,7 +103,9 @@ def test_two_conditions_are_those_of_one_image(run, products, tmp_path):
 def test_prompts_are_understood_and_told(run, capsys):
     texts = ["small left effusion", "no finding, PA view"]
     content = run("--prompt", *texts)
-    assert "present: Pleural Effusion" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "present: Pleural Effusion" in said
+    assert said.count("side and severity are not followed") == 1
     ends = {(t["start"]["condition"], t["end"]["condition"]) for t in content["images"]}
     assert ends == {tuple(texts)}
 
