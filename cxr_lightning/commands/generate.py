@@ -12,7 +12,6 @@ from cxr_lightning import __version__
 from cxr_lightning.commands.sampling import (
     check_exclusive,
     check_numbers,
-    read_interval,
     read_prompts,
     warn_of_unseen,
 )
@@ -57,8 +56,8 @@ def generate(
     count: int = 100,
     seed: int = 0,
     format: ImageFormat = "png",
-    sampler: SamplerName = Sampling.sampler,
-    steps: int = Sampling.steps,
+    sampler: SamplerName | None = None,
+    steps: int | None = None,
     guidance: float = 1.0,
     guidance_interval: list[float] | None = None,
     eta: float = 0.0,
@@ -102,8 +101,9 @@ def generate(
         format: png; jpeg (quality 95); or dicom (Secondary Capture, needs pydicom). Every file says
             that it is synthetic.
         sampler: ddpm (ancestral), ddim, dpmpp_2m, dpmpp_3m (DPM-Solver++) or unipc; consistency,
-            with 1 to 4 steps, for products of configs/distill.yaml.
-        steps: Number of denoising steps.
+            with 1 to 4 steps, for products of configs/distill.yaml. Default: unipc, or what the
+            model was tuned to.
+        steps: Number of denoising steps; default: 20, or as the model was tuned.
         guidance: Weight of classifier-free guidance, of the latent prior and the denoiser; 1 for
             none, larger for plainer conditions and less variety.
         guidance_interval: From and to which share of the diffusion steps there is guidance, such as
@@ -135,11 +135,18 @@ def generate(
         require_pydicom("format")
     rank = find_rank()
     places = choose_devices(device, devices, rank)
-    interval = read_interval(guidance_interval)
-    sampling = Sampling(sampler, steps, guidance, interval, eta, spacing, start, precision)
     source = find_product(model, "model", revision)
     generator = Generator.from_pretrained(source.folder, "model")
-    generator.check(sampling)
+    sampling = generator.choose_sampling(
+        sampler,
+        steps,
+        guidance_interval,
+        guidance=guidance,
+        eta=eta,
+        spacing=spacing,
+        start=start,
+        precision=precision,
+    )
     encoder = check_text_encoder(text_encoder, generator.text_encoder, "text_encoder")
     requests = _requests(condition, prompt, encoder, like, balance, view, count, seed)
     rejection = None

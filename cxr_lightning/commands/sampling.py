@@ -21,31 +21,21 @@ from cxr_lightning.types import Condition
 T = TypeVar("T")
 
 
-def read_interval(given: list[float] | None) -> tuple[float, float]:
-    """The guidance interval; all steps by default.
+def open_generator(model: str | Path, device: str, **asked: Any) -> tuple[Generator, Sampling]:
+    """A generator on its device, and how to sample it.
 
-    Raises:
-        UserError: If there are not two numbers.
-    """
-    if given is not None and len(given) != 2:
-        raise UserError(
-            f"guidance_interval: {' '.join(map(str, given))} is no interval; give two numbers from "
-            "0 to 1, the smaller first."
-        )
-    low, high = given or (0.0, 1.0)
-    return low, high
-
-
-def open_generator(model: str | Path, sampling: Sampling, device: str) -> Generator:
-    """A generator on its device, checked against the sampling.
+    Args:
+        model: The product.
+        device: Where it goes.
+        asked: See `Generator.choose_sampling`.
 
     Raises:
         UserError: If there is no such product or device, or it cannot be sampled this way.
     """
     (target,) = choose_devices(device, 1, Rank())
     generator = Generator.from_pretrained(model, "model")
-    generator.check(sampling)
-    return generator.to(target)
+    sampling = generator.choose_sampling(**asked)
+    return generator.to(target), sampling
 
 
 def read_conditions(

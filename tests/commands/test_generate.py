@@ -453,6 +453,16 @@ def test_consistency_sampling_of_a_generator_that_was_not_tuned_is_warned_of(run
     assert "consistency" not in capsys.readouterr().err
 
 
+def test_a_tuned_model_has_its_own_sampler_and_steps(run, tmp_path, products):
+    folder = shutil.copytree(products / "generator", tmp_path / "product")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["sampling"] = {"sampler": "consistency", "steps": 2}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    out = run(tmp_path / "synthetic", model=folder, count=1, steps=None)
+    made = json.loads((out / "manifest.json").read_text())
+    assert (made["sampler"], made["steps"]) == ("consistency", 2)
+
+
 def test_changed_labels_of_a_prepared_set_make_it_another_request(
     run, tmp_path, prepared, monkeypatch
 ):
