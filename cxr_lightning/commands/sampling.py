@@ -80,7 +80,7 @@ def read_prompts(texts: list[str], *, has_encoder: bool = False) -> list[Prompt]
 
 
 def warn_of_unseen(condition: Condition, generator: Generator) -> None:
-    """Says which requested observations were rare in training, where the product knows."""
+    """Says which findings, views and sexes of a request were rare in training."""
     for caution in generator.rarely_seen(condition):
         print(f"warning: {caution}", file=sys.stderr)
 

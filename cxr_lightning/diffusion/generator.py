@@ -35,10 +35,17 @@ from cxr_lightning.errors import UserError
 from cxr_lightning.hub import find_product
 from cxr_lightning.networks.autoencoder import Autoencoder
 from cxr_lightning.networks.unet import Denoiser
-from cxr_lightning.types import OBSERVATIONS, Condition
+from cxr_lightning.types import FIELDS, OBSERVATIONS, Condition
 
 FEW = 10
-"""Training images of an observation below which there is a warning."""
+"""Training images of a finding, view or sex below which there is a warning."""
+
+
+SEEN = {
+    "views": {"PA": "the view PA", "AP": "the view AP"},
+    "sexes": {"Male": "a male patient", "Female": "a female patient"},
+}
+"""What a product counts of its training images beside findings, in words; first what is 1."""
 
 
 class Generator(nn.Module):
@@ -181,14 +188,29 @@ class Generator(nn.Module):
             )
 
     def rarely_seen(self, condition: Condition) -> list[str]:
-        """A sentence for each observation asked for that few training images show, where known."""
-        counts: dict[str, int] = self.manifest.get("training_images", {})
-        asked = (condition.observations == 1.0).any(dim=0).tolist()
+        """A sentence for each finding, view and sex asked for that few training images show.
+
+        As far as the product knows how many do.
+        """
+        counts: dict[str, int] = dict(self.manifest.get("training_images", {}))
+        dataset = self.manifest.get("dataset", {})
+        for kind, words in SEEN.items():
+            if kind in dataset:
+                counts |= {word: dataset[kind].get(value, 0) for value, word in words.items()}
+        shown, absent = (
+            (condition.known & (condition.value == value)).any(dim=0).tolist()
+            for value in (1.0, 0.0)
+        )
+        asked = [o for o in OBSERVATIONS if shown[FIELDS.index(o)]]
+        for field, words in zip(("PA", "Male"), SEEN.values(), strict=True):
+            column = FIELDS.index(field)
+            is_asked = shown[column], absent[column]
+            asked += [word for word, yes in zip(words.values(), is_asked, strict=True) if yes]
         return [
-            f"only {counts[observation]} training images of this model show {observation}: what it "
-            "draws for it means little"
-            for observation, is_asked in zip(OBSERVATIONS, asked, strict=True)
-            if is_asked and counts.get(observation, FEW) < FEW
+            f"only {counts[what]} training images of this model show {what}: what it draws for it "
+            "means little"
+            for what in asked
+            if counts.get(what, FEW) < FEW
         ]
 
     def generate(

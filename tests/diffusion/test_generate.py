@@ -141,6 +141,22 @@ def test_what_few_training_images_show_is_warned_of(with_facts):
         generator.generate("pneumonia", steps=2)
 
 
+def test_a_view_and_a_sex_that_few_training_images_show_are_warned_of(with_facts):
+    dataset = {"views": {"AP": 900, "PA": 4}, "sexes": {"Male": 904}}
+    generator = with_facts(dataset=dataset)
+    with pytest.warns(UserWarning, match="training images") as said:
+        generator.generate("edema, PA view, 60-year-old woman", steps=2)
+    end = ": what it draws for it means little"
+    assert [str(w.message) for w in said] == [
+        f"only 4 training images of this model show the view PA{end}",
+        f"only 0 training images of this model show a female patient{end}",
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        generator.generate("edema, AP view, man", steps=2)
+        generator.generate("edema", steps=2)
+
+
 def test_guidance_without_condition_dropout_is_refused(with_facts):
     config = {"model": {"init_args": {"drop_condition": 0.0}}}
     generator = with_facts(config=config)
