@@ -1,5 +1,6 @@
 """`cxr generate` on tiny generators: layout, determinism, resume, mistakes."""
 
+import dataclasses
 import errno
 import fcntl
 import json
@@ -246,6 +247,23 @@ def test_a_folder_in_which_another_command_works_is_left_alone(run, tmp_path, mo
             run(out, seed=1)
     assert files(tmp_path) == there
     run(out, seed=1)
+
+
+def test_a_command_that_another_one_outruns_compares_the_requests(run, tmp_path, monkeypatch):
+    whole = files(run(tmp_path / "whole" / "set"))
+    out = tmp_path / "raced" / "set"
+    begin = SyntheticFolder._begin
+
+    def outrun(folder: SyntheticFolder) -> None:
+        begin(dataclasses.replace(folder, request=dataclasses.replace(folder.request, seed=0)))
+        begin(folder)
+
+    monkeypatch.setattr(SyntheticFolder, "_begin", outrun)
+    with pytest.raises(UserError, match=r"^out: another command began .*\(seed 0 there, 1 here\)"):
+        run(out, seed=1)
+    assert [file.name for file in out.parent.iterdir()] == [".set.partial"]
+    monkeypatch.undo()
+    assert files(run(out)) == whole
 
 
 def test_a_condition_that_is_named_twice_is_made_once(run, tmp_path):
