@@ -15,6 +15,7 @@ from cxr_lightning.commands.sampling import (
     read_prompts,
     warn_of_unseen,
 )
+from cxr_lightning.data.policies import LabelPolicy
 from cxr_lightning.data.prepared import open_prepared
 from cxr_lightning.data.requests import ImageRequests
 from cxr_lightning.data.sources.dicom_files import require_pydicom
@@ -148,7 +149,8 @@ def generate(
         precision=precision,
     )
     encoder = check_text_encoder(text_encoder, generator.text_encoder, "text_encoder")
-    requests = _requests(condition, prompt, encoder, like, balance, view, count, seed)
+    policy = generator.label_policy
+    requests = _requests(condition, prompt, encoder, like, balance, policy, view, count, seed)
     rejection = None
     if reject is not None:
         asked = requests.condition
@@ -291,6 +293,7 @@ def _requests(
     encoder: TextEncoder | None,
     like: Path | None,
     balance: bool,
+    policy: LabelPolicy,
     view: View | None,
     count: int,
     seed: int,
@@ -301,6 +304,6 @@ def _requests(
     if like is not None:
         table = open_prepared(like, "like").table
         train = table[table["split"] == "train"].reset_index(drop=True)
-        return ImageRequests.like(train, count, seed, balance)
+        return ImageRequests.like(train, count, seed, balance, policy)
     conditions = parse_conditions(condition if condition is not None else DEFAULT)
     return ImageRequests.of_conditions(conditions, count, view)

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from cxr_lightning.artifacts import check_product, load_network
+from cxr_lightning.data.policies import LabelPolicy, read_policy
 from cxr_lightning.data.prompt import UNFOLLOWED, Prompt, parse_request
 from cxr_lightning.data.text_encoder import TextEncoder, check_text_encoder
 from cxr_lightning.data.transforms import to_image
@@ -118,6 +119,11 @@ class Generator(nn.Module):
     def own_sampling(self) -> Sampling | None:
         """How the images must be made, where the model was tuned to one sampler."""
         return Sampling(**self.manifest["sampling"]) if "sampling" in self.manifest else None
+
+    @property
+    def label_policy(self) -> LabelPolicy:
+        """What -1 and blank meant in training, where the product knows."""
+        return read_policy(self.manifest.get("config", {}).get("data") or {})
 
     @property
     def text_encoder(self) -> str | None:

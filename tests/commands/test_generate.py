@@ -481,6 +481,17 @@ def test_a_tuned_model_has_its_own_sampler_and_steps(run, tmp_path, products):
     assert (made["sampler"], made["steps"]) == ("consistency", 2)
 
 
+def test_a_set_like_a_prepared_one_has_the_label_policy_of_the_training(
+    run, tmp_path, products, prepared
+):
+    folder = shutil.copytree(products / "generator", tmp_path / "product")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["config"] = {"data": {"blank": "negative"}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    out = run(tmp_path / "synthetic", model=folder, condition=None, like=prepared)
+    assert pd.read_csv(out / "train.csv")["Fracture"].notna().all()
+
+
 def test_changed_labels_of_a_prepared_set_make_it_another_request(
     run, tmp_path, prepared, monkeypatch
 ):
