@@ -2,8 +2,8 @@
 
 import hashlib
 import math
-import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,13 +26,13 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     `folder` is as it was.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    name = f".{folder.name}.{uuid.uuid4().hex}"
+    partial = folder.with_name(f"{name}.partial")
     partial.mkdir()
     try:
         yield partial
         if folder.exists():
-            replaced = folder.with_name(f".{folder.name}.{os.getpid()}.replaced")
+            replaced = folder.with_name(f"{name}.replaced")
             folder.rename(replaced)
             partial.rename(folder)
             shutil.rmtree(replaced)
@@ -51,7 +51,7 @@ def write_whole(file: Path, content: bytes, place: Path) -> None:
         place: Folder on the same disk for the file while it is written. If it is gone, nothing is
             written.
     """
-    temporary = place / f"{os.getpid()}.partial"
+    temporary = place / f"{uuid.uuid4().hex}.partial"
     try:
         temporary.write_bytes(content)
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
-"""Folders that are either whole or absent."""
+"""Folders and files that are either whole or absent."""
 
 import hashlib
+import os
 import resource
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from cxr_lightning.errors import UserError
-from cxr_lightning.files import atomic_folder, create_array, sha256_file
+from cxr_lightning.files import atomic_folder, create_array, sha256_file, write_whole
 
 
 def test_folder_appears_at_the_end_with_its_parents(tmp_path: Path):
@@ -54,6 +55,38 @@ def test_an_error_without_earlier_folder_leaves_nothing(tmp_path: Path):
     with pytest.raises(RuntimeError):
         half_write(tmp_path / "product", RuntimeError)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_processes_of_one_number_do_not_take_each_others_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As in containers that share a disk, each with a process 1."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    place = tmp_path / "writing"
+    place.mkdir()
+    names = []
+    replace = Path.replace
+
+    def interrupted(temporary: Path, target: Path) -> Path:
+        names.append(temporary.name)
+        if len(names) == 1:
+            write_whole(tmp_path / "other", b"other", place)
+        return replace(temporary, target)
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    write_whole(tmp_path / "deep" / "own", b"own", place)
+    assert (tmp_path / "deep" / "own").read_bytes() == b"own"
+    assert (tmp_path / "other").read_bytes() == b"other"
+    assert list(place.iterdir()) == []
+
+
+def test_folders_of_one_process_number_do_not_mix(tmp_path: Path):
+    with atomic_folder(tmp_path / "product") as partial:
+        (partial / "own").write_text("1")
+        with atomic_folder(tmp_path / "product") as other:
+            (other / "other").write_text("2")
+    assert [file.name for file in (tmp_path / "product").iterdir()] == ["own"]
+    assert list(tmp_path.iterdir()) == [tmp_path / "product"]
 
 
 def test_sha256_is_that_of_the_bytes(tmp_path: Path):

@@ -12,15 +12,15 @@ from cxr_lightning import __version__
 from cxr_lightning.commands.sampling import (
     check_exclusive,
     check_numbers,
-    read_interval,
+    read_prompts,
     warn_of_unseen,
 )
+from cxr_lightning.data.policies import LabelPolicy
 from cxr_lightning.data.prepared import open_prepared
-from cxr_lightning.data.prompt import UNFOLLOWED, parse_prompt
 from cxr_lightning.data.requests import ImageRequests
 from cxr_lightning.data.sources.dicom_files import require_pydicom
 from cxr_lightning.data.text_encoder import TextEncoder, check_text_encoder
-from cxr_lightning.data.vocabulary import View, parse_condition
+from cxr_lightning.data.vocabulary import View, parse_conditions
 from cxr_lightning.data.writers import ImageFormat
 from cxr_lightning.diffusion.generator import Generator
 from cxr_lightning.diffusion.samplers import SamplerName, Sampling, SamplingPrecision
@@ -57,8 +57,8 @@ def generate(
     count: int = 100,
     seed: int = 0,
     format: ImageFormat = "png",
-    sampler: SamplerName = Sampling.sampler,
-    steps: int = Sampling.steps,
+    sampler: SamplerName | None = None,
+    steps: int | None = None,
     guidance: float = 1.0,
     guidance_interval: list[float] | None = None,
     eta: float = 0.0,
@@ -102,8 +102,9 @@ def generate(
         format: png; jpeg (quality 95); or dicom (Secondary Capture, needs pydicom). Every file says
             that it is synthetic.
         sampler: ddpm (ancestral), ddim, dpmpp_2m, dpmpp_3m (DPM-Solver++) or unipc; consistency,
-            with 1 to 4 steps, for products of configs/distill.yaml.
-        steps: Number of denoising steps.
+            with 1 to 4 steps, for products of configs/distill.yaml. Default: unipc, or what the
+            model was tuned to.
+        steps: Number of denoising steps; default: 20, or as the model was tuned.
         guidance: Weight of classifier-free guidance, of the latent prior and the denoiser; 1 for
             none, larger for plainer conditions and less variety.
         guidance_interval: From and to which share of the diffusion steps there is guidance, such as
@@ -135,13 +136,21 @@ def generate(
         require_pydicom("format")
     rank = find_rank()
     places = choose_devices(device, devices, rank)
-    interval = read_interval(guidance_interval)
-    sampling = Sampling(sampler, steps, guidance, interval, eta, spacing, start, precision)
     source = find_product(model, "model", revision)
     generator = Generator.from_pretrained(source.folder, "model")
-    generator.check(sampling)
+    sampling = generator.choose_sampling(
+        sampler,
+        steps,
+        guidance_interval,
+        guidance=guidance,
+        eta=eta,
+        spacing=spacing,
+        start=start,
+        precision=precision,
+    )
     encoder = check_text_encoder(text_encoder, generator.text_encoder, "text_encoder")
-    requests = _requests(condition, prompt, encoder, like, balance, view, count, seed)
+    policy = generator.label_policy
+    requests = _requests(condition, prompt, encoder, like, balance, policy, view, count, seed)
     rejection = None
     if reject is not None:
         asked = requests.condition
@@ -165,6 +174,7 @@ def generate(
         size=generator.image_size,
         image_format=format,
         reject=rejection.request if rejection else None,
+        asked=requests.sha256,
     )
     folder = SyntheticFolder(out, request)
     if folder.is_finished():
@@ -283,20 +293,17 @@ def _requests(
     encoder: TextEncoder | None,
     like: Path | None,
     balance: bool,
+    policy: LabelPolicy,
     view: View | None,
     count: int,
     seed: int,
 ) -> ImageRequests:
     if prompt is not None:
-        prompts = [parse_prompt(text) for text in dict.fromkeys(prompt)]
-        for understood in prompts:
-            print(understood.describe())
-            if understood.has_details and encoder is None:
-                print(UNFOLLOWED)
+        prompts = read_prompts(prompt, has_encoder=encoder is not None)
         return ImageRequests.of_prompts(prompts, count, encoder)
     if like is not None:
         table = open_prepared(like, "like").table
         train = table[table["split"] == "train"].reset_index(drop=True)
-        return ImageRequests.like(train, count, seed, balance)
-    names = dict.fromkeys((condition if condition is not None else DEFAULT).split(","))
-    return ImageRequests.of_conditions([parse_condition(name) for name in names], count, view)
+        return ImageRequests.like(train, count, seed, balance, policy)
+    conditions = parse_conditions(condition if condition is not None else DEFAULT)
+    return ImageRequests.of_conditions(conditions, count, view)

@@ -13,7 +13,6 @@ from cxr_lightning.commands.sampling import (
     draw_all,
     open_generator,
     read_conditions,
-    read_interval,
     warn_of_unseen,
 )
 from cxr_lightning.commands.sheets import check_outputs, read_radiographs, write_sheet
@@ -41,8 +40,8 @@ def interpolate(
     curve: Curve = "spherical",
     singles: Path | None = None,
     seed: int = 0,
-    sampler: SamplerName = Sampling.sampler,
-    steps: int = Sampling.steps,
+    sampler: SamplerName | None = None,
+    steps: int | None = None,
     guidance: float = 1.0,
     guidance_interval: list[float] | None = None,
     eta: float = 0.0,
@@ -75,8 +74,10 @@ def interpolate(
         singles: Folder for the single images too, with images.json, which says what each is; must
             not exist.
         seed: Seed of the images.
-        sampler: ddpm (ancestral), ddim, dpmpp_2m, dpmpp_3m (DPM-Solver++) or unipc.
-        steps: Number of denoising steps.
+        sampler: ddpm (ancestral), ddim, dpmpp_2m, dpmpp_3m (DPM-Solver++) or unipc; consistency,
+            with 1 to 4 steps, for products of configs/distill.yaml. Default: unipc, or what the
+            model was tuned to.
+        steps: Number of denoising steps; default: 20, or as the model was tuned.
         guidance: Weight of classifier-free guidance, of the latent prior (of new images) and the
             denoiser; 1 for none, larger for plainer conditions and less variety.
         guidance_interval: From and to which share of the diffusion steps there is guidance, such as
@@ -94,9 +95,17 @@ def interpolate(
     check_outputs(out, singles)
     conditions = read_conditions(condition, prompt, most=2)
     space = _choose_space(space, images, len(conditions))
-    interval = read_interval(guidance_interval)
-    sampling = Sampling(sampler, steps, guidance, interval, eta, spacing, start)
-    generator = open_generator(model, sampling, device)
+    generator, sampling = open_generator(
+        model,
+        device,
+        sampler=sampler,
+        steps=steps,
+        guidance=guidance,
+        guidance_interval=guidance_interval,
+        eta=eta,
+        spacing=spacing,
+        start=start,
+    )
     _check_latent(generator, space, images)
     warn_of_unseen(Condition.cat(list(conditions.values())), generator)
     given = None if images is None else read_radiographs(images, generator.image_size)

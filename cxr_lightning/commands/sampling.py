@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cxr_lightning.data.prompt import parse_prompt
-from cxr_lightning.data.vocabulary import parse_condition
+from cxr_lightning.data.prompt import UNFOLLOWED, Prompt, parse_prompt
+from cxr_lightning.data.vocabulary import parse_conditions
 from cxr_lightning.diffusion.generator import Generator
 from cxr_lightning.diffusion.samplers import Sampling
 from cxr_lightning.errors import UserError
@@ -21,31 +21,21 @@ from cxr_lightning.types import Condition
 T = TypeVar("T")
 
 
-def read_interval(given: list[float] | None) -> tuple[float, float]:
-    """The guidance interval; all steps by default.
+def open_generator(model: str | Path, device: str, **asked: Any) -> tuple[Generator, Sampling]:
+    """A generator on its device, and how to sample it.
 
-    Raises:
-        UserError: If there are not two numbers.
-    """
-    if given is not None and len(given) != 2:
-        raise UserError(
-            f"guidance_interval: {' '.join(map(str, given))} is no interval; give two numbers from "
-            "0 to 1, the smaller first."
-        )
-    low, high = given or (0.0, 1.0)
-    return low, high
-
-
-def open_generator(model: str | Path, sampling: Sampling, device: str) -> Generator:
-    """A generator on its device, checked against the sampling.
+    Args:
+        model: The product.
+        device: Where it goes.
+        asked: See `Generator.choose_sampling`.
 
     Raises:
         UserError: If there is no such product or device, or it cannot be sampled this way.
     """
     (target,) = choose_devices(device, 1, Rank())
     generator = Generator.from_pretrained(model, "model")
-    generator.check(sampling)
-    return generator.to(target)
+    sampling = generator.choose_sampling(**asked)
+    return generator.to(target), sampling
 
 
 def read_conditions(
@@ -62,21 +52,35 @@ def read_conditions(
         UserError: If one cannot be understood, both arguments are given, or too many.
     """
     check_exclusive({"condition": condition, "prompt": prompt})
-    stated = {}
-    for text in prompt or []:
-        understood = parse_prompt(text)
-        print(understood.describe())
-        stated[text] = understood.condition(1)
-    for name in condition.split(",") if condition is not None else []:
-        stated[name] = parse_condition(name).request(1)
+    stated = {understood.text: understood.condition(1) for understood in read_prompts(prompt or [])}
+    for asked in parse_conditions(condition) if condition is not None else []:
+        stated[asked.name] = asked.request(1)
     if len(stated) > most:
         argument = "prompt" if condition is None else "condition"
         raise UserError(f"{argument}: {len(stated)} are given; give {most} at most.")
     return stated or {"unknown": Condition.unknown(1)}
 
 
+def read_prompts(texts: list[str], *, has_encoder: bool = False) -> list[Prompt]:
+    """Prompts, each text once; prints what was understood of each, and what no image follows.
+
+    Args:
+        texts: The prompts.
+        has_encoder: Whether a text encoder reads them too.
+
+    Raises:
+        UserError: If one cannot be understood.
+    """
+    prompts = [parse_prompt(text) for text in dict.fromkeys(texts)]
+    for understood in prompts:
+        print(understood.describe())
+        if understood.has_details and not has_encoder:
+            print(UNFOLLOWED)
+    return prompts
+
+
 def warn_of_unseen(condition: Condition, generator: Generator) -> None:
-    """Says which requested observations were rare in training, where the product knows."""
+    """Says which findings, views and sexes of a request were rare in training."""
     for caution in generator.rarely_seen(condition):
         print(f"warning: {caution}", file=sys.stderr)
 

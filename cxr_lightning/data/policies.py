@@ -8,7 +8,7 @@ Finding denies only what was looked for.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -206,3 +206,17 @@ def _given(
             f"{OBSERVATIONS[column]!r} have no probability; add them, or use another policy."
         )
     return given
+
+
+def read_policy(settings: Mapping[str, Any]) -> LabelPolicy:
+    """The label policy of a run's settings of `data`, as far as they state one.
+
+    Probabilities stay where the run was, so that `self_trained` is `ignore` here.
+    """
+    stated = {name: settings[name] for name in ("uncertain", "blank", "soft") if name in settings}
+    policies = expand_uncertain(stated.get("uncertain", LabelPolicy.uncertain))
+    stated["uncertain"] = {
+        observation: "ignore" if policy == "self_trained" else policy
+        for observation, policy in zip(OBSERVATIONS, policies, strict=True)
+    }
+    return LabelPolicy(**stated | {"soft": tuple(stated.get("soft", LabelPolicy.soft))})

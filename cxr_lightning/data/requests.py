@@ -1,5 +1,7 @@
 """What every image of a synthetic data set shall show."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +22,9 @@ from cxr_lightning.types import FIELDS, OBSERVATIONS, Condition
 UNKNOWN_VIEW = "UNKNOWN"
 """In the column `AP/PA`, where CheXpert has a blank: torchxrayvision's name for it, whose reader
 fails on a column that is blank throughout, since pandas takes that for one of numbers."""
+
+PLAIN = LabelPolicy()
+"""Of labels where no model states one."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,13 @@ class ImageRequests:
         return ImageRequests(Condition.cat(asked), [None] * len(texts), texts)
 
     @staticmethod
-    def like(table: pd.DataFrame, count: int, seed: int, balance: bool) -> "ImageRequests":
+    def like(
+        table: pd.DataFrame,
+        count: int,
+        seed: int,
+        balance: bool,
+        policy: LabelPolicy = PLAIN,
+    ) -> "ImageRequests":
         """So many images with the joint distribution of conditions of a prepared table.
 
         Args:
@@ -74,6 +85,7 @@ class ImageRequests:
             seed: Of the draw.
             balance: Draws an observation first, each as likely as any other that the table has,
                 and then a row that shows it, so that rare findings are as common as others.
+            policy: What -1 and blank mean: what the model was trained with.
 
         Raises:
             UserError: If there is no such row, or, with `balance`, none that shows an observation.
@@ -83,8 +95,16 @@ class ImageRequests:
             raise UserError("like: the prepared set has no frontal image in its split train.")
         generator = np.random.default_rng(seed)
         rows = _balanced(table, count, generator) if balance else _even(table, count, generator)
-        condition = table_condition(table, LabelPolicy()).rows(torch.from_numpy(rows))
+        condition = table_condition(table, policy).rows(torch.from_numpy(rows))
         return ImageRequests(condition, [None] * count, [None] * count)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of all of it but the embeddings of texts, which machines round differently."""
+        hashed = hashlib.sha256(json.dumps([self.names, self.prompts]).encode())
+        for part in self.condition[:3]:
+            hashed.update(part.numpy().tobytes())
+        return hashed.hexdigest()
 
     def labels(self) -> list[str]:
         """What each image was asked for in a few words: its condition, prompt, or findings."""
@@ -125,7 +145,9 @@ def _findings(shown: list[float]) -> str:
 
 def _columns(value: list[float], known: list[bool], uncertain: list[bool]) -> dict[str, Any]:
     stated = {f: v for f, v, k in zip(FIELDS, value, known, strict=True) if k}
+    soft = [o for o in OBSERVATIONS if 0.0 < stated.get(o, 0.0) < 1.0]
     doubtful = {f: -1.0 for f, doubt in zip(FIELDS, uncertain, strict=True) if doubt}
+    doubtful |= dict.fromkeys(soft, -1.0)
     labels = stated | doubtful
     return {
         "Sex": {1.0: "Male", 0.0: "Female"}.get(stated.get("Male", -1.0), "Unknown"),

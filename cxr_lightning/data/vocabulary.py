@@ -146,3 +146,16 @@ def parse_condition(text: str) -> HealthCondition:
             "ask for the parts one by one."
         )
     return HealthCondition("+".join(dict.fromkeys(parts)), present, absent)
+
+
+def parse_conditions(text: str) -> list[HealthCondition]:
+    """Reads `healthy,pneumonia+edema`; each condition once, however it is spelt.
+
+    Raises:
+        UserError: As `parse_condition` does.
+    """
+    conditions: dict[tuple[frozenset[str], ...], HealthCondition] = {}
+    for condition in map(parse_condition, text.split(",")):
+        meaning = frozenset(condition.present), frozenset(condition.absent)
+        conditions.setdefault(meaning, condition)
+    return list(conditions.values())

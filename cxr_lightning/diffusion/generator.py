@@ -1,6 +1,7 @@
 """Generator: autoencoder, latent prior and denoiser together make images."""
 
 import warnings
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -11,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from cxr_lightning.artifacts import check_product, load_network
+from cxr_lightning.data.policies import LabelPolicy, read_policy
 from cxr_lightning.data.prompt import UNFOLLOWED, Prompt, parse_request
 from cxr_lightning.data.text_encoder import TextEncoder, check_text_encoder
 from cxr_lightning.data.transforms import to_image
@@ -19,7 +21,14 @@ from cxr_lightning.diffusion.batches import padded_batches
 from cxr_lightning.diffusion.priors import LatentPrior
 from cxr_lightning.diffusion.process import x0_from_output
 from cxr_lightning.diffusion.random import EvenNoise, ImageNoise, Noise
-from cxr_lightning.diffusion.samplers import SamplerName, Sampling, SamplingPrecision, sample
+from cxr_lightning.diffusion.samplers import (
+    MOST,
+    SamplerName,
+    Sampling,
+    SamplingPrecision,
+    read_interval,
+    sample,
+)
 from cxr_lightning.diffusion.schedule import alpha_bar
 from cxr_lightning.diffusion.spacing import Spacing
 from cxr_lightning.diffusion.synthetic_images import SyntheticImages
@@ -27,10 +36,17 @@ from cxr_lightning.errors import UserError
 from cxr_lightning.hub import find_product
 from cxr_lightning.networks.autoencoder import Autoencoder
 from cxr_lightning.networks.unet import Denoiser
-from cxr_lightning.types import OBSERVATIONS, Condition
+from cxr_lightning.types import FIELDS, OBSERVATIONS, Condition
 
 FEW = 10
-"""Training images of an observation below which there is a warning."""
+"""Training images of a finding, view or sex below which there is a warning."""
+
+
+SEEN = {
+    "views": {"PA": "the view PA", "AP": "the view AP"},
+    "sexes": {"Male": "a male patient", "Female": "a female patient"},
+}
+"""What a product counts of its training images beside findings, in words; first what is 1."""
 
 
 class Generator(nn.Module):
@@ -105,6 +121,11 @@ class Generator(nn.Module):
         return Sampling(**self.manifest["sampling"]) if "sampling" in self.manifest else None
 
     @property
+    def label_policy(self) -> LabelPolicy:
+        """What -1 and blank meant in training, where the product knows."""
+        return read_policy(self.manifest.get("config", {}).get("data") or {})
+
+    @property
     def text_encoder(self) -> str | None:
         """Hash of the text encoder that the model was trained with; None without one."""
         found: str | None = self.manifest.get("parents", {}).get("text_encoder")
@@ -114,6 +135,34 @@ class Generator(nn.Module):
     def device(self) -> torch.device:
         """Where the networks are."""
         return next(self.parameters()).device
+
+    def choose_sampling(
+        self,
+        sampler: SamplerName | None = None,
+        steps: int | None = None,
+        guidance_interval: Sequence[float] | None = None,
+        **others: Any,
+    ) -> Sampling:
+        """How to sample the model.
+
+        Args:
+            sampler: By default what the model was tuned to, or that of `Sampling`.
+            steps: Number of denoising steps; likewise.
+            guidance_interval: Two numbers; None for all steps.
+            others: Further fields of `Sampling`.
+
+        Raises:
+            UserError: If the model cannot be sampled this way.
+        """
+        usual = self.own_sampling or Sampling()
+        sampling = Sampling(
+            usual.sampler if sampler is None else sampler,
+            usual.steps if steps is None else steps,
+            guidance_interval=read_interval(guidance_interval),
+            **others,
+        )
+        self.check(sampling)
+        return sampling
 
     def check(self, sampling: Sampling) -> None:
         """Raises an error if the model cannot be sampled this way.
@@ -135,7 +184,8 @@ class Generator(nn.Module):
         if own is not None and sampling.sampler != own.sampler:
             raise UserError(
                 f"sampler: {sampling.sampler} does not suit this model, which was tuned to few "
-                f"steps of another; use sampler {own.sampler} and steps 1 to 4, best {own.steps}."
+                f"steps of another; use sampler {own.sampler} and steps 1 to {MOST}, best "
+                f"{own.steps}."
             )
         if sampling.start < 1.0 and self.autoencoder is None:
             raise UserError(
@@ -144,14 +194,29 @@ class Generator(nn.Module):
             )
 
     def rarely_seen(self, condition: Condition) -> list[str]:
-        """A sentence for each observation asked for that few training images show, where known."""
-        counts: dict[str, int] = self.manifest.get("training_images", {})
-        asked = (condition.observations == 1.0).any(dim=0).tolist()
+        """A sentence for each finding, view and sex asked for that few training images show.
+
+        As far as the product knows how many do.
+        """
+        counts: dict[str, int] = dict(self.manifest.get("training_images", {}))
+        dataset = self.manifest.get("dataset", {})
+        for kind, words in SEEN.items():
+            if kind in dataset:
+                counts |= {word: dataset[kind].get(value, 0) for value, word in words.items()}
+        shown, absent = (
+            (condition.known & (condition.value == value)).any(dim=0).tolist()
+            for value in (1.0, 0.0)
+        )
+        asked = [o for o in OBSERVATIONS if shown[FIELDS.index(o)]]
+        for field, words in zip(("PA", "Male"), SEEN.values(), strict=True):
+            column = FIELDS.index(field)
+            is_asked = shown[column], absent[column]
+            asked += [word for word, yes in zip(words.values(), is_asked, strict=True) if yes]
         return [
-            f"only {counts[observation]} training images of this model show {observation}: what it "
-            "draws for it means little"
-            for observation, is_asked in zip(OBSERVATIONS, asked, strict=True)
-            if is_asked and counts.get(observation, FEW) < FEW
+            f"only {counts[what]} training images of this model show {what}: what it draws for it "
+            "means little"
+            for what in asked
+            if counts.get(what, FEW) < FEW
         ]
 
     def generate(
@@ -162,10 +227,10 @@ class Generator(nn.Module):
         view: View | None = None,
         seed: int = 0,
         first: int = 0,
-        sampler: SamplerName = Sampling.sampler,
-        steps: int = Sampling.steps,
+        sampler: SamplerName | None = None,
+        steps: int | None = None,
         guidance: float = Sampling.guidance,
-        guidance_interval: tuple[float, float] = Sampling.guidance_interval,
+        guidance_interval: Sequence[float] = Sampling.guidance_interval,
         eta: float = Sampling.eta,
         spacing: Spacing = Sampling.spacing,
         start: float = Sampling.start,
@@ -188,8 +253,9 @@ class Generator(nn.Module):
             view: AP or PA, with a health condition; by default the model chooses.
             seed: Seed of the set.
             first: Number of the first image: 8 goes on where a call with `count` 8 ended.
-            sampler: See `Sampling`, also for the following ones.
-            steps: Number of denoising steps.
+            sampler: See `Sampling`, also for the following ones; default: `unipc`, or what the
+                model was tuned to.
+            steps: Number of denoising steps; default: 20, or as the model was tuned.
             guidance: Weight of classifier-free guidance, of latent prior and denoiser; 1 for none.
             guidance_interval: Where there is guidance.
             eta: Stochasticity of ddim.
@@ -210,13 +276,22 @@ class Generator(nn.Module):
         ):
             if number < least:
                 raise UserError(f"{argument}: {number} is not possible; give {least} or more.")
-        interval = guidance_interval
-        sampling = Sampling(sampler, steps, guidance, interval, eta, spacing, start, precision)
-        self.check(sampling)
+        sampling = self.choose_sampling(
+            sampler,
+            steps,
+            guidance_interval,
+            guidance=guidance,
+            eta=eta,
+            spacing=spacing,
+            start=start,
+            precision=precision,
+        )
         asked = parse_request(request) if isinstance(request, str) else request
         prompt = asked if isinstance(asked, Prompt) else None
         encoder = self._load_text_encoder(text_encoder, prompt)
         condition = _condition_of(asked, count, view, encoder)
+        if not len(condition.value):
+            raise UserError("request: a condition of no row asks for no image; give one or more.")
         for caution in [*_cautions(prompt, encoder), *self.rarely_seen(condition)]:
             warnings.warn(caution, stacklevel=2)
         rows = range(len(condition.value))

@@ -20,6 +20,9 @@ SamplingPrecision = Literal["fp32", "bf16"]
 CleanEstimate = Callable[[Float[Tensor, "b c h w"], int], Float[Tensor, "b c h w"]]
 """Estimates x_0; called with the state y_t and the step t in 1..T."""
 
+MOST = 4
+"""Steps of the sampler `consistency`."""
+
 ORDERS: dict[SamplerName, int] = {"dpmpp_2m": 2, "dpmpp_3m": 3, "unipc": 3}
 """Of the multistep solvers."""
 
@@ -81,9 +84,13 @@ class Sampling:
                 f"steps: {self.steps} is not possible with a model of {timesteps} diffusion steps"
                 f"{begun}; use 1 to {first}."
             )
+        if self.sampler == "consistency" and self.steps > MOST:
+            raise UserError(
+                f"steps: {self.steps} are too many for the sampler consistency; use 1 to {MOST}."
+            )
         if not math.isfinite(self.guidance) or self.guidance < 0.0:
             raise UserError(f"guidance: {self.guidance} is not possible; use 0 or more.")
-        low, high = self.guidance_interval
+        low, high = read_interval(self.guidance_interval)
         if not 0.0 <= low < high <= 1.0:
             raise UserError(
                 f"guidance_interval: {low} to {high} is no interval of shares; give two numbers "
@@ -105,6 +112,21 @@ class Sampling:
         """Whether there is guidance at step t."""
         low, high = self.guidance_interval
         return self.guidance != 1.0 and low <= t / timesteps <= high
+
+
+def read_interval(given: Sequence[float] | None) -> tuple[float, float]:
+    """The guidance interval; all steps by default.
+
+    Raises:
+        UserError: If there are not two numbers.
+    """
+    if given is not None and len(given) != 2:
+        raise UserError(
+            f"guidance_interval: {' '.join(map(str, given))} is no interval; give two numbers from "
+            "0 to 1, the smaller first."
+        )
+    low, high = given or (0.0, 1.0)
+    return low, high
 
 
 def levels(alpha_bar: Float[Tensor, " t1"]) -> Float[Tensor, " t1"]:

@@ -70,11 +70,8 @@ class SyntheticFolder:
                 for the set, or nothing can be written there.
         """
         if self.partial.exists():
-            there = _read_json(self.partial / "request.json")
-            difference = "no request.json there"
-            if there is not None:
-                difference = self.request.difference(there) or ""
-            if not difference:
+            difference = self._difference()
+            if difference is None:
                 return
             begun = sum(1 for _ in self.partial.rglob(f"{STEM}.*"))
             if begun:
@@ -197,8 +194,19 @@ class SyntheticFolder:
             fresh.rename(self.partial)
         except OSError:
             shutil.rmtree(fresh)
-            if not self.partial.exists():  # else another process of this command was first
+            if not self.partial.exists():  # else another process was first
                 raise
+            difference = self._difference()
+            if difference is not None:
+                raise UserError(
+                    f"out: another command began a set of another request in {self.partial} "
+                    f"({difference}); give another folder."
+                ) from None
+
+    def _difference(self) -> str | None:
+        """What the hidden folder's request has otherwise; None if there is nothing."""
+        there = _read_json(self.partial / "request.json")
+        return "no request.json there" if there is None else self.request.difference(there)
 
     def _check_room(self, needed: int) -> None:
         free = shutil.disk_usage(self.out.parent).free

@@ -28,7 +28,11 @@ class RejectionRequest:
 
 @dataclass(frozen=True)
 class Request:
-    """What the images of a synthetic data set depend on; the same request gives the same files."""
+    """What the images of a synthetic data set depend on; the same request gives the same files.
+
+    Attributes:
+        asked: SHA-256 of what each image shall show, which the labels of a prepared set decide too.
+    """
 
     format: int
     kind: str
@@ -54,6 +58,7 @@ class Request:
     size: int
     image_format: ImageFormat
     reject: RejectionRequest | None
+    asked: str
 
     def facts(self) -> dict[str, Any]:
         """As the manifest states it."""

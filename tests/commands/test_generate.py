@@ -1,5 +1,6 @@
 """`cxr generate` on tiny generators: layout, determinism, resume, mistakes."""
 
+import dataclasses
 import errno
 import fcntl
 import json
@@ -248,9 +249,26 @@ def test_a_folder_in_which_another_command_works_is_left_alone(run, tmp_path, mo
     run(out, seed=1)
 
 
+def test_a_command_that_another_one_outruns_compares_the_requests(run, tmp_path, monkeypatch):
+    whole = files(run(tmp_path / "whole" / "set"))
+    out = tmp_path / "raced" / "set"
+    begin = SyntheticFolder._begin
+
+    def outrun(folder: SyntheticFolder) -> None:
+        begin(dataclasses.replace(folder, request=dataclasses.replace(folder.request, seed=0)))
+        begin(folder)
+
+    monkeypatch.setattr(SyntheticFolder, "_begin", outrun)
+    with pytest.raises(UserError, match=r"^out: another command began .*\(seed 0 there, 1 here\)"):
+        run(out, seed=1)
+    assert [file.name for file in out.parent.iterdir()] == [".set.partial"]
+    monkeypatch.undo()
+    assert files(run(out)) == whole
+
+
 def test_a_condition_that_is_named_twice_is_made_once(run, tmp_path):
     once = files(run(tmp_path / "once" / "set", condition="healthy"))
-    assert files(run(tmp_path / "twice" / "set", condition="healthy,healthy")) == once
+    assert files(run(tmp_path / "twice" / "set", condition="healthy, Healthy")) == once
 
 
 def test_a_run_killed_while_it_finishes_goes_on(run, tmp_path, monkeypatch):
@@ -451,3 +469,43 @@ def test_consistency_sampling_of_a_generator_that_was_not_tuned_is_warned_of(run
     )
     run(tmp_path / "usual", count=1)
     assert "consistency" not in capsys.readouterr().err
+
+
+def test_a_tuned_model_has_its_own_sampler_and_steps(run, tmp_path, products):
+    folder = shutil.copytree(products / "generator", tmp_path / "product")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["sampling"] = {"sampler": "consistency", "steps": 2}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    out = run(tmp_path / "synthetic", model=folder, count=1, steps=None)
+    made = json.loads((out / "manifest.json").read_text())
+    assert (made["sampler"], made["steps"]) == ("consistency", 2)
+
+
+def test_a_set_like_a_prepared_one_has_the_label_policy_of_the_training(
+    run, tmp_path, products, prepared
+):
+    folder = shutil.copytree(products / "generator", tmp_path / "product")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["config"] = {"data": {"blank": "negative"}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    out = run(tmp_path / "synthetic", model=folder, condition=None, like=prepared)
+    assert pd.read_csv(out / "train.csv")["Fracture"].notna().all()
+
+
+def test_changed_labels_of_a_prepared_set_make_it_another_request(
+    run, tmp_path, prepared, monkeypatch
+):
+    like = shutil.copytree(prepared, tmp_path / "prepared")
+    finished = run(tmp_path / "finished", condition=None, like=like)
+    out = tmp_path / "unfinished"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2, KeyboardInterrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(out, condition=None, like=like)
+    table = pd.read_csv(like / "table.csv", keep_default_na=False)
+    table["Fracture"] = 1.0
+    table.to_csv(like / "table.csv", index=False)
+    with pytest.raises(UserError, match=r"^out: .* holds 2 images .*\(asked [0-9a-f]{64} there"):
+        run(out, condition=None, like=like)
+    with pytest.raises(UserError, match=r"^out: .* exists already"):
+        run(finished, condition=None, like=like)

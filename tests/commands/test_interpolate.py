@@ -1,6 +1,7 @@
 """`cxr interpolate` on tiny generators, through the command line."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,9 +104,19 @@ def test_two_conditions_are_those_of_one_image(run, products, tmp_path):
 def test_prompts_are_understood_and_told(run, capsys):
     texts = ["small left effusion", "no finding, PA view"]
     content = run("--prompt", *texts)
-    assert "present: Pleural Effusion" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "present: Pleural Effusion" in said
+    assert said.count("side and severity are not followed") == 1
     ends = {(t["start"]["condition"], t["end"]["condition"]) for t in content["images"]}
     assert ends == {tuple(texts)}
+
+
+def test_a_tuned_model_has_its_own_sampler(run, products, tmp_path):
+    folder = shutil.copytree(products / "generator", tmp_path / "product")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["sampling"] = {"sampler": "consistency", "steps": 1}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert run(model=folder)["sampler"] == "consistency"
 
 
 def test_given_radiographs_lie_between_their_reconstructions(run, products, tmp_path, pair):

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from cxr_lightning.data.policies import read_policy
 from cxr_lightning.data.requests import ImageRequests
 from cxr_lightning.data.vocabulary import parse_condition
 from cxr_lightning.errors import UserError
@@ -51,6 +52,34 @@ def test_nothing_to_draw_from_is_refused():
         ImageRequests.like(table([]), 3, seed=0, balance=False)
     with pytest.raises(UserError, match="^balance: no image .* shows any observation"):
         ImageRequests.like(table([None, None]), 3, seed=0, balance=True)
+
+
+def test_the_hash_is_of_what_each_image_shall_show():
+    def drawn(observation: str | None) -> str:
+        return ImageRequests.like(table([observation]), 2, seed=0, balance=False).sha256
+
+    assert drawn("Edema") == drawn("Edema")
+    pneumonia = [parse_condition("pneumonia")]
+    views = [ImageRequests.of_conditions(pneumonia, 2, view).sha256 for view in (None, "AP", "PA")]
+    assert len({drawn("Edema"), drawn("Fracture"), drawn(None), *views}) == 6
+
+
+@pytest.mark.parametrize(
+    ("data", "uncertain", "blank"),
+    [
+        ({}, "", ""),
+        ({"uncertain": "ones", "blank": "negative"}, 1.0, 0.0),
+        ({"uncertain": "soft", "soft": [0.6, 0.7]}, -1.0, ""),
+        ({"uncertain": "multi_class"}, -1.0, ""),
+        ({"uncertain": {"Edema": "zeros"}}, 0.0, ""),
+        ({"uncertain": "self_trained"}, "", ""),
+    ],
+)
+def test_rows_mean_what_they_meant_in_training(data, uncertain, blank):
+    rows = table([None])
+    rows["Edema"] = -1.0
+    drawn = ImageRequests.like(rows, 1, seed=0, balance=False, policy=read_policy(data)).rows()[0]
+    assert (drawn["Edema"], drawn["Fracture"]) == (uncertain, blank)
 
 
 def test_columns_are_those_of_chexpert():

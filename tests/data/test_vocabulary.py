@@ -7,6 +7,7 @@ from cxr_lightning.data.vocabulary import (
     CONDITIONS,
     find_observation,
     parse_condition,
+    parse_conditions,
     state_finding,
 )
 from cxr_lightning.errors import UserError
@@ -143,3 +144,12 @@ def test_stating_a_finding_settles_an_uncertain_one_and_changes_no_other_conditi
     copy = [part.clone() for part in before]
     assert not state_finding(before, "Pneumonia", False).uncertain.any()
     assert all(torch.equal(a, b) for a, b in zip(before, copy, strict=True))
+
+
+def test_each_of_several_conditions_is_there_once():
+    text = "pneumonia+edema,healthy, Edema + Pneumonia,no_finding,pneumonia+edema+edema"
+    assert [condition.name for condition in parse_conditions(text)] == [
+        "pneumonia+edema",
+        "healthy",
+        "no_finding",  # unlike healthy, it may show support devices
+    ]

@@ -34,7 +34,8 @@ def with_facts(products: Path, tmp_path: Path) -> Any:
     """Makes a generator whose manifest says more."""
 
     def make(**facts: Any) -> Generator:
-        folder = shutil.copytree(products / "generator", tmp_path / "product")
+        folder = tmp_path / "product"
+        shutil.copytree(products / "generator", folder, dirs_exist_ok=True)
         manifest = json.loads((folder / "manifest.json").read_text())
         (folder / "manifest.json").write_text(json.dumps(manifest | facts))
         return Generator.from_pretrained(folder)
@@ -120,6 +121,17 @@ def test_what_of_a_prompt_is_not_used_is_warned_of(generator):
     ]
 
 
+def test_a_tuned_model_has_its_own_sampler_and_steps(with_facts):
+    plain = with_facts().generate("edema", sampler="consistency", steps=2)
+    tuned = with_facts(sampling={"sampler": "consistency", "steps": 2})
+    assert np.array_equal(tuned.generate("edema").pixels, plain.pixels)
+    assert not np.array_equal(tuned.generate("edema", steps=3).pixels, plain.pixels)
+    with pytest.raises(UserError, match="^sampler: unipc does not suit this model"):
+        tuned.generate("edema", sampler="unipc")
+    with pytest.raises(UserError, match="^steps: 5 are too many for the sampler consistency"):
+        tuned.generate("edema", steps=5)
+
+
 def test_what_few_training_images_show_is_warned_of(with_facts):
     generator = with_facts(training_images={"Edema": 3, "Pneumonia": 500})
     with pytest.warns(UserWarning, match="only 3 training images of this model show Edema"):
@@ -127,6 +139,22 @@ def test_what_few_training_images_show_is_warned_of(with_facts):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         generator.generate("pneumonia", steps=2)
+
+
+def test_a_view_and_a_sex_that_few_training_images_show_are_warned_of(with_facts):
+    dataset = {"views": {"AP": 900, "PA": 4}, "sexes": {"Male": 904}}
+    generator = with_facts(dataset=dataset)
+    with pytest.warns(UserWarning, match="training images") as said:
+        generator.generate("edema, PA view, 60-year-old woman", steps=2)
+    end = ": what it draws for it means little"
+    assert [str(w.message) for w in said] == [
+        f"only 4 training images of this model show the view PA{end}",
+        f"only 0 training images of this model show a female patient{end}",
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        generator.generate("edema, AP view, man", steps=2)
+        generator.generate("edema", steps=2)
 
 
 def test_guidance_without_condition_dropout_is_refused(with_facts):
@@ -150,6 +178,9 @@ def test_guidance_without_condition_dropout_is_refused(with_facts):
         ({"request": "healthy+edema"}, "^condition: 'healthy.edema' contradicts itself"),
         ({"request": "possible edema", "view": "PA"}, "^view: PA is given beside a prompt"),
         ({"request": Condition.unknown(1), "view": "PA"}, "^view: PA .* beside a condition"),
+        ({"request": Condition.unknown(0)}, "^request: a condition of no row"),
+        ({"guidance_interval": (0.2,)}, "^guidance_interval: 0.2 is no interval; give two"),
+        ({"sampler": "consistency"}, "^steps: 20 are too many for the sampler consistency; use 1"),
     ],
 )
 def test_mistakes_are_one_sentence(generator, change, message):

@@ -10,14 +10,24 @@ DECADE = {"early": 2.0, "mid": 5.0, "late": 8.0}
 NUMBER = r"(?P<age>\d{1,3}(?:\.\d+)?)"
 BARE = r"(?P<cut>(?P<age>\d{2,3}))"
 SEX = r"(?:female|male|woman|man|lady|gentleman|girl|boy)"
+UNIT = r"(?P<unit>years?|yrs?|y|months?|mos?|weeks?|wks?|days?)\b"
+NO_AGE = r"ago|later|prior|earlier|follow|histor|course|interval|of"
+"""What makes years before it a span of time."""
+LAST = rf"\b(?:for|past|last)\s+\d+\s*(?:years?|yrs?|y)\b(?!\s+{SEX}\b)"
+"""A span of time, as in "a smoker for 40 years"."""
+FRENCH = (
+    r"\d{1,2}\s*(?i:f|fr|french)\b(?=\s+(?i:(?:left|right|chest|pleural|pigtail|feeding)\s+)*"
+    r"(?i:pigtail|catheter|cannula|drain|sheath|tube)s?\b)"
+)
+"""The width of a tube, as in "14F pigtail catheter"."""
 FORMS = (
     # 70-year-old, 6 months old; 70 yo, 83 y.o.; aged 70; her 70s; 45 y; 70F; 70 female; M 70
     rf"\b(?P<cut>{NUMBER}[\s-]*(?P<unit>y|mo|w|d)[a-z]*[\s-]*(?:old|of age))\b",
     rf"\b(?P<cut>{NUMBER}[\s-]*(?:y/?o\b|y\.\s?o\.?))",
-    rf"\b(?P<cut>aged?\s*:?\s*{NUMBER}(?:\s*(?:years?|yrs?|y)\b)?)",
+    rf"\b(?P<cut>aged?\s*:?\s*{NUMBER}(?:[\s-]*{UNIT})?)",
     r"\b(?P<cut>(?:(?P<part>early|mid|late)[\s-]+)?(?P<decade>[1-9]0)'?s)\b",
-    rf"\b(?P<cut>{NUMBER}\s*(?:years?|yrs?|y))\b(?!\s*(?:ago|later|prior))",
-    rf"\b(?P<cut>{NUMBER}\s*[-/]?\s*(?P<letter>[fm]))\b",
+    rf"{LAST}|\b(?P<cut>{NUMBER}\s*(?:years?|yrs?|y))\b(?![\s-]*(?:{NO_AGE}))",
+    rf"\b(?!{FRENCH})(?P<cut>{NUMBER}\s*[-/]?\s*(?P<letter>[fm]))\b",
     rf"\b{BARE}(?=[\s-]+{SEX}\b)",
     r"\b(?P<cut>(?P<letter>[fm])[,/\s]*(?P<age>\d{2,3}))\b(?!\s*[cm]m)",
     rf"\b{SEX},?\s+{BARE}\b(?!\s*[cm]m)",
@@ -37,7 +47,7 @@ def cut_ages(text: str) -> tuple[list[float], str]:
     def cut(match: re.Match[str]) -> str:
         groups = match.groupdict()
         age = _years(groups)
-        if age > OLDEST:
+        if age > OLDEST or groups["cut"] is None:
             return match.group()
         ages.append(age)
         start, end = (place - match.start() for place in match.span("cut"))

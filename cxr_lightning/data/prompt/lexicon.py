@@ -144,6 +144,7 @@ UNUSED = (
     "not changed, not increased, low lung volume, lung volume, lateral, pulmonary artery, "
     "right pulmonary artery, left pulmonary artery, right atrium, right ventricle, left atrium, "
     "left ventricle, mass effect, minor fissure, major fissure, plate like, mass like, "
+    "ap window, aortopulmonary window, aorto pulmonary window, "
     "pericardial effusion, joint effusion, peripheral edema, leg edema, soft tissue edema"
 )
 """Phrases that would be misread word by word; among them NegEx's pseudo-negations: what "no change

@@ -6,7 +6,7 @@ rather than after a number of words, since a prompt is one list of findings.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from cxr_lightning.data.prompt.tokens import Item
@@ -94,7 +94,8 @@ def _reach(segments: list[Segment], place: int, cue: Item) -> list[Item]:
     turns = cue.kind == "cue_after" or (not ahead and not (after and cue.value == "absent"))
     if behind and turns:
         return behind + list(_backward(segments, place))
-    further = list(_forward(segments, place)) if after else []
+    listed = _count_listed(segments, place, after) if cue.value == "absent" else 0
+    further = list(_forward(segments, place, listed)) if after else []
     if ahead or further:
         return ahead + further
     alone = all(item.kind in ("side", "severity") for item in before + after)
@@ -103,17 +104,36 @@ def _reach(segments: list[Segment], place: int, cue: Item) -> list[Item]:
     return []
 
 
-def _forward(segments: list[Segment], place: int) -> Iterator[Item]:
+def _forward(segments: list[Segment], place: int, listed: int) -> Iterator[Item]:
     """What a cue speaks of beyond its segment: up to a stop, another cue or the end of a list.
 
     "or" continues ("no effusion or large edema"), "and" only before a bare name ("no effusion and
     edema", but not "no effusion and a large pneumothorax"), a comma only within a list that ends so
-    ("no effusion, pneumothorax, or edema", but not "no effusion, pneumothorax").
+    ("no effusion, pneumothorax, or edema", but not "no effusion, pneumothorax"), or that has so
+    many names `listed`.
     """
     for i in range(place + 1, len(segments)):
-        if segments[i].of("cue") or not _continues(segments, i):
+        if segments[i].of("cue") or not (i <= place + listed or _continues(segments, i)):
             return
         yield from segments[i].of(*TARGETS)
+
+
+def _count_listed(segments: list[Segment], place: int, after: list[Item]) -> int:
+    """How many names follow a denied one by commas alone, up to the end of its sentence.
+
+    "No effusion, pneumothorax, edema." is such a list. 0 where anything but names stands in the
+    sentence too ("no effusion, edema, large pneumothorax"), or a single name follows, which may be
+    asked for ("no effusion, pneumothorax").
+    """
+    rest = list(itertools.takewhile(lambda s: s.link not in STOPS, segments[place + 1 :]))
+    plain = all(segment.link == "," and _is_name(segment.items) for segment in rest)
+    return len(rest) if plain and len(rest) > 1 and _is_name(after) else 0
+
+
+def _is_name(items: Sequence[Item]) -> bool:
+    """Whether these are a finding's name and nothing that qualifies it."""
+    kinds = {item.kind for item in items}
+    return "finding" in kinds and kinds <= {"finding", "degree", "filler"}
 
 
 def _continues(segments: list[Segment], i: int) -> bool:

@@ -4,6 +4,7 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
+from cxr_lightning.data.prompt.age import FRENCH
 from cxr_lightning.data.prompt.lexicon import LEXICON, LOBES, PUNCTUATION, Kind
 
 PLAIN = {
@@ -16,6 +17,7 @@ CASED = ("L", "R", "F", "M")
 TOKEN = re.compile(
     r"\b[A-Za-z]/(?:[A-Za-z]\b)?"  # w/o, s/p, w/
     r"|\b[Vv][Ss]\."
+    rf"|\b{FRENCH}"  # 14F pigtail
     r"|\d+(?:\.\d+|(?:st|nd|rd|th)\b)?"
     r"|[^\W\d_]+(?:'[^\W\d_]+)?\d*"  # words, can't, T12
     r"|(?<=\s)-+(?=\s)"  # a dash; hyphens only join words
