@@ -210,6 +210,13 @@ def test_commands_of_the_card_parse(products, name, tmp_path, monkeypatch):
     assert yaml.safe_load(said.getvalue())
 
 
+def test_a_model_that_was_tuned_to_few_steps_says_so(card):
+    tuned = MANIFEST | {"sampling": {"sampler": "consistency", "steps": 2}}
+    usage = section(model_card(tuned, CONFIGS), "How to use it")
+    assert "It was tuned to 2 steps of the sampler `consistency`" in usage
+    assert "tuned" not in section(card, "How to use it")
+
+
 def test_a_text_encoder_is_named_with_what_it_is_for(card):
     assert "--text_encoder" not in card
     manifest = MANIFEST | {"parents": {"autoencoder": "1" * 64, "text_encoder": "9" * 64}}

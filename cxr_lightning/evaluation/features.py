@@ -8,8 +8,8 @@ on and damage is found.
 
 import hashlib
 import json
-import os
 import sys
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +144,7 @@ class _Blocks:
             return None
 
     def _write_done(self) -> None:
-        partial = self.folder / f"blocks.{os.getpid()}.partial"
+        partial = self.folder / f"blocks.{uuid.uuid4().hex}.partial"
         partial.write_text(json.dumps({"key": self.key, "blocks": self.done}))
         partial.replace(self.folder / "blocks.json")
 

@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import uuid
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -50,7 +51,7 @@ def write_report(evaluations: Sequence[Evaluation], out: Path) -> list[Path]:
     partials = {}
     try:
         for suffix, text in pages.items():
-            partial = out.with_name(f".{out.stem}{suffix}.{os.getpid()}.partial")
+            partial = out.with_name(f".{out.stem}{suffix}.{uuid.uuid4().hex}.partial")
             partials[out.with_suffix(suffix)] = partial
             partial.write_text(text, encoding="utf-8")
         for target, partial in partials.items():
