@@ -73,7 +73,7 @@ def fidelity(inputs: EvaluationInputs) -> AxisResult:
             result.records += found
             if group.subgroup == OVERALL:
                 _say_what_is_missing(result, group, extractor, found, equal_n)
-            if metrics.curve:
+            if metrics.curve and group.subgroup == OVERALL:
                 curves = result.curves.setdefault("fid_infinity", {})
                 curves.setdefault(extractor.name, {})[group.condition] = metrics.curve
     radiographs(inputs, groups, result)
@@ -154,13 +154,14 @@ class _Metrics:
         )
 
     def records(self, equal_n: int | None) -> Iterator[Record]:
-        """All records of the group; of a subgroup only the distances and the neighbours."""
+        """All records of the group; of sexes and ages only the distances and the neighbours."""
         yield self._fid()
         yield self._kid()
         yield from self._prdc()
-        if self.group.subgroup != OVERALL:
+        if not self.group.is_measured_whole:
             return
-        if equal_n is not None and self.group.condition != OVERALL:
+        is_condition = self.group.condition != OVERALL and self.group.subgroup == OVERALL
+        if equal_n is not None and is_condition:
             yield from self._fid_equal_n(equal_n)
         yield from self._fid_infinity()
         yield from embedding_diversity(self.record, self.settings, self.real, self.synthetic)

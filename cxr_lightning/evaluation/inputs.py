@@ -76,6 +76,11 @@ class Group:
     real: Int[np.ndarray, " n"]
     synthetic: Int[np.ndarray, " m"]
 
+    @property
+    def is_measured_whole(self) -> bool:
+        """Whether every metric is made: of all patients and of each view, the strongest factor."""
+        return self.subgroup == OVERALL or self.subgroup.startswith("view=")
+
 
 @dataclass(frozen=True)
 class ScoreEncoder:

@@ -34,12 +34,13 @@ Distance = Callable[[Float64[np.ndarray, " k"], Float64[np.ndarray, " k"]], floa
 
 def radiographs(inputs: EvaluationInputs, groups: list[Group], result: AxisResult) -> None:
     """Adds the metrics in pixels to the fidelity axis."""
-    whole = [group for group in groups if group.subgroup == OVERALL]
-    for group in progress_bar(whole, "statistics of pixels"):
+    measured = [group for group in groups if group.is_measured_whole]
+    for group in progress_bar(measured, "statistics of pixels"):
         record = partial(
             Record,
             "fidelity",
             condition=group.condition,
+            subgroup=group.subgroup,
             n_real=len(group.real),
             n_synthetic=len(group.synthetic),
         )
@@ -52,9 +53,10 @@ def radiographs(inputs: EvaluationInputs, groups: list[Group], result: AxisResul
             result.records.append(
                 _compare(inputs, group, partial(record, metric, unit=unit), distance, real, drawn)
             )
-            means = {"real": real.mean(axis=0), "synthetic": drawn.mean(axis=0)}
-            curves = result.curves.setdefault(name, {})
-            curves[group.condition] = {k: _curve(name, v) for k, v in means.items()}
+            if group.subgroup == OVERALL:
+                means = {"real": real.mean(axis=0), "synthetic": drawn.mean(axis=0)}
+                curves = result.curves.setdefault(name, {})
+                curves[group.condition] = {k: _curve(name, v) for k, v in means.items()}
         _add_ms_ssim(inputs, group, record, result)
 
 

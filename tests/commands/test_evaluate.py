@@ -69,6 +69,8 @@ def test_numbers_of_subgroups(real: Path, synthetic: Path, tmp_path: Path) -> No
     assert set(groups) == {"all", "view=PA"}
     assert groups["view=PA"]["condition"] == "all"
     assert (groups["view=PA"]["n_real"], groups["view=PA"]["n_synthetic"]) == (38, 22)
+    of_view = {r["metric"] for r in records if r["subgroup"] == "view=PA"}
+    assert of_view == FIDELITY - {"fid_equal_n"}
 
 
 def test_swapped_conditions_fail_fidelity(real: Path, synthetic: Path, tmp_path: Path) -> None:
