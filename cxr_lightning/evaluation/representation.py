@@ -13,7 +13,6 @@ from torch import Tensor
 from cxr_lightning.data.transforms import to_image, to_model
 from cxr_lightning.data.vocabulary import HealthCondition
 from cxr_lightning.diffusion.generator import Generator
-from cxr_lightning.diffusion.samplers import Sampling
 from cxr_lightning.evaluation.inputs import (
     EvaluationInputs,
     RealSplit,
@@ -36,8 +35,6 @@ from cxr_lightning.progress import progress_bar
 AXIS = "representation"
 GRID_IMAGES = 8
 FEW_PATIENTS = 16
-SAMPLING = Sampling()
-"""Of reconstructions, unless the generator was tuned to a sampler of its own."""
 
 OF_THE_VIEW = "rrs_ceil_view"
 """A ceiling that the view does not raise: of another patient as `rrs_ceil_same` chooses, many have
@@ -172,8 +169,7 @@ class _Images:
         image = self._model_form(rows)
         condition = self.condition.request(len(rows)).to(image.device)
         index = torch.from_numpy(rows).to(image.device)
-        seed = self.inputs.settings.seed
-        sampling = self.generator.own_sampling or SAMPLING
+        seed, sampling = self.inputs.settings.seed, self.generator.choose_sampling()
         return [self.generator.reconstruct(image, condition, index, sampling, seed=seed)]
 
     def _model_form(self, rows: Rows) -> Float[Tensor, "b 1 h w"]:
@@ -269,8 +265,8 @@ def _ratio(
 
 
 def _protocol(inputs: EvaluationInputs, scores: _Scores) -> dict[str, Any]:
-    own = None if inputs.generator is None else inputs.generator.own_sampling
-    sampling = own or SAMPLING
+    assert inputs.generator is not None
+    sampling = inputs.generator.choose_sampling()
     return {
         "median": float(np.median(scores.distances["rrs"])),
         "l1_per_dimension": float(scores.l1.mean()),
