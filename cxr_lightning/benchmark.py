@@ -17,6 +17,7 @@ STEPS = 40
 RUNGS = {
     "fp32": {"trainer.precision": "32-true"},
     "mixed": {"trainer.precision": "null"},
+    "cudnn_benchmark": {"trainer.benchmark": "true"},
     "compile": {"acceleration.compile": "true"},
     "channels_last": {"acceleration.channels_last": "true"},
     "max_autotune": {"acceleration.mode": "max-autotune"},
