@@ -12,6 +12,7 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import LambdaCallback
 
 from cxr_lightning.callbacks.acceleration import Acceleration
+from cxr_lightning.callbacks.throughput import matmul_flops
 from cxr_lightning.cli import main
 from cxr_lightning.data.datamodule import CheXpertDataModule
 from cxr_lightning.data.transforms import to_image
@@ -146,3 +147,13 @@ def test_evaluation(prepared: Path, products: Path, tmp_path: Path) -> None:
     )
     axes = {r["axis"] for r in json.loads((tmp_path / "out/metrics.json").read_text())["records"]}
     assert {"fidelity", "representation"} <= axes
+
+
+def test_the_rate_that_float32_is_measured_against_is_that_of_tf32() -> None:
+    """Convolutions of float32 are computed in TF32, half as fast as in bfloat16; float32 is not."""
+    gpu, before = torch.device("cuda"), torch.get_float32_matmul_precision()
+    if torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("this GPU has no TF32")
+    share = matmul_flops(gpu, torch.float32) / matmul_flops(gpu, torch.bfloat16)
+    assert 0.25 < share < 1.0
+    assert torch.get_float32_matmul_precision() == before

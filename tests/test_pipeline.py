@@ -306,9 +306,10 @@ def test_the_ladder_adds_one_setting_after_the_other(
     assert lines == [{"rung": "fp32", "mfu": 0.5}, {"rung": "max_autotune", "mfu": 0.5}]
     assert asked[0] == [*args, "--trainer.precision=32-true"]
     faster = ["compile=true", "channels_last=true", "mode=max-autotune"]
-    assert asked[1] == [*args, "--trainer.precision=null", *(f"--acceleration.{s}" for s in faster)]
+    trainer = ["--trainer.precision=null", "--trainer.benchmark=true"]
+    assert asked[1] == [*args, *trainer, *(f"--acceleration.{s}" for s in faster)]
     main(["benchmark", *args, "--ladder"])
-    assert len(asked) == 2 + 5
+    assert len(asked) == 2 + 6
 
 
 def test_an_unknown_rung_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from processes import on_ranks
 
 from cxr_lightning.errors import UserError
 from cxr_lightning.synthesis.folder import SyntheticFolder
@@ -36,6 +37,14 @@ def test_commands_of_several_ranks_make_one_set(make_set, tmp_path, monkeypatch,
     assert list(out.parent.iterdir()) == [out]
     make_set(out, batch_size=2)  # a rank that comes too late
     assert "already" in capsys.readouterr().out
+
+
+def test_ranks_at_the_same_time_make_one_set(make_set, tmp_path):
+    whole = files(make_set(tmp_path / "whole" / "set", batch_size=2))
+    out = tmp_path / "ranks" / "set"
+    on_ranks(lambda: make_set(out, batch_size=2))
+    assert files(out) == whole
+    assert list(out.parent.iterdir()) == [out]
 
 
 def test_a_set_that_another_process_finishes_meanwhile_is_well(make_set, tmp_path, monkeypatch):

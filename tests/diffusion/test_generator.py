@@ -54,15 +54,15 @@ def original(count: int) -> Tensor:
 
 
 SAMPLERS = get_args(SamplerName)
-COMBINATIONS = list(
-    product(["form1", "form2", "uncond"], ["epsilon", "v"], SAMPLERS, [1.0, 0.0, 2.5])
-)
+SHOWN = [("form1", 0), ("form1", LATENT), ("form2", 0), ("form2", LATENT), ("uncond", 0)]
+COMBINATIONS = list(product(SHOWN, ["epsilon", "v"], SAMPLERS, [1.0, 0.0, 2.5]))
 
 
-@pytest.mark.parametrize(("form", "prediction", "sampler", "guidance"), COMBINATIONS)
+@pytest.mark.parametrize(("shown", "prediction", "sampler", "guidance"), COMBINATIONS)
 @pytest.mark.parametrize("batch", [1, 3])
-def test_every_combination_makes_images(build, form, prediction, sampler, guidance, batch):
-    generator = build(form=form, prediction=prediction)
+def test_every_combination_makes_images(build, shown, prediction, sampler, guidance, batch):
+    form, latent_dim = shown
+    generator = build(form=form, prediction=prediction, latent_dim=latent_dim)
     sampling = Sampling(sampler, steps=3, guidance=guidance)
     made = generator.sample(asked(batch), torch.arange(batch), sampling)
     assert made.shape == (batch, 1, 32, 32)
