@@ -3,7 +3,6 @@
 import gc
 import json
 import tempfile
-import warnings
 from typing import Any
 
 import torch
@@ -78,7 +77,5 @@ def measure(args: list[str]) -> dict[str, Any]:
             "checkpoint.save_top_k": 0,
         }
         flags = [f"--{key}={value}" for key, value in overrides.items()]
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # it is meant so
-            CxrCLI.run(["fit", *args, *flags], callbacks=[throughput])
+        CxrCLI.run(["fit", *args, *flags], callbacks=[throughput])
     return throughput.result

@@ -1,5 +1,6 @@
 """LightningCLI for the four stages: cxr fit, validate, test, predict."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,16 @@ from cxr_lightning.stages.precision import default_precision
 PLACES = ("root", "text_encoder", "resident")
 """Arguments of the data that say where it is and not what it is."""
 
+NO_NEWS = (
+    "LightningCLI's args parameter",  # it is meant so
+    ".*does not have many workers",  # the loader reads in the main process
+    "The number of training batches .* is smaller than the logging interval",  # epochs do not count
+    r"Found .* module\(s\) in eval mode",  # frozen networks and moving averages
+    "Precision .* is not supported by the model summary",  # in mixed precision weights are float32
+    r".isinstance\(treespec, LeafSpec\)",  # lightning 2.6 with torch >= 2.13
+)
+"""Warnings that tell a user nothing, each with the reason."""
+
 
 class StageParser(OneSentence, LightningArgumentParser):
     """The parser of `CxrCLI`."""
@@ -46,20 +57,23 @@ class CxrCLI(LightningCLI):
     def run(cls, args: list[str] | None, callbacks: Sequence[Callback] = ()) -> None:
         """Parses and runs `args`, beginning with the subcommand; those of the process if None."""
         exact = {"allow_abbrev": False}  # else a mistyped --trainer.max_step counts as max_steps
-        cls(
-            Stage,
-            CheXpertDataModule,
-            subclass_mode_model=True,
-            auto_configure_optimizers=False,
-            seed_everything_default=0,
-            save_config_callback=SaveConfig,
-            save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
-            load_from_checkpoint_support=False,  # else a checkpoint's values override the user's
-            trainer_defaults={"callbacks": [WritePredictions(), FiniteLoss(), *callbacks]},
-            parser_class=StageParser,
-            parser_kwargs={"prog": "cxr", **exact, **dict.fromkeys(cls.subcommands(), exact)},
-            args=args,
-        )
+        with warnings.catch_warnings():
+            for message in NO_NEWS:
+                warnings.filterwarnings("ignore", message)
+            cls(
+                Stage,
+                CheXpertDataModule,
+                subclass_mode_model=True,
+                auto_configure_optimizers=False,
+                seed_everything_default=0,
+                save_config_callback=SaveConfig,
+                save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
+                load_from_checkpoint_support=False,  # else a checkpoint overrides the user's values
+                trainer_defaults={"callbacks": [WritePredictions(), FiniteLoss(), *callbacks]},
+                parser_class=StageParser,
+                parser_kwargs={"prog": "cxr", **exact, **dict.fromkeys(cls.subcommands(), exact)},
+                args=args,
+            )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the callbacks as groups and links what must agree."""
