@@ -26,8 +26,9 @@ from cxr_lightning.data.policies import LabelPolicy
 from cxr_lightning.data.prepared import PreparedDataset, open_prepared
 from cxr_lightning.data.transforms import to_model
 from cxr_lightning.data.vocabulary import find_observation, state_finding
+from cxr_lightning.diffusion.cautions import FEW
 from cxr_lightning.diffusion.direction import condition_direction
-from cxr_lightning.diffusion.generator import FEW, Generator
+from cxr_lightning.diffusion.generator import Generator
 from cxr_lightning.diffusion.interpolation import drawn_end, given_end
 from cxr_lightning.diffusion.samplers import SamplerName, Sampling
 from cxr_lightning.diffusion.spacing import Spacing

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cxr_lightning.data.prompt import UNFOLLOWED, Prompt, parse_prompt
 from cxr_lightning.data.vocabulary import parse_conditions
+from cxr_lightning.diffusion.cautions import rarely_seen
 from cxr_lightning.diffusion.generator import Generator
 from cxr_lightning.diffusion.samplers import Sampling
 from cxr_lightning.errors import UserError
@@ -81,7 +82,7 @@ def read_prompts(texts: list[str], *, has_encoder: bool = False) -> list[Prompt]
 
 def warn_of_unseen(condition: Condition, generator: Generator) -> None:
     """Says which findings, views and sexes of a request were rare in training."""
-    for caution in generator.rarely_seen(condition):
+    for caution in rarely_seen(condition, generator.manifest):
         print(f"warning: {caution}", file=sys.stderr)
 
 

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from cxr_lightning.artifacts import check_product, load_network
 from cxr_lightning.data.policies import LabelPolicy, read_policy
-from cxr_lightning.data.prompt import UNFOLLOWED, Prompt, parse_request
+from cxr_lightning.data.prompt import Prompt, parse_request
 from cxr_lightning.data.text_encoder import TextEncoder, check_text_encoder
 from cxr_lightning.data.transforms import to_image
 from cxr_lightning.data.vocabulary import HealthCondition, View
 from cxr_lightning.diffusion.batches import padded_batches
+from cxr_lightning.diffusion.cautions import rarely_seen, unfollowed
 from cxr_lightning.diffusion.priors import LatentPrior
 from cxr_lightning.diffusion.process import x0_from_output
 from cxr_lightning.diffusion.random import EvenNoise, ImageNoise, Noise
@@ -36,17 +37,7 @@ from cxr_lightning.errors import UserError
 from cxr_lightning.hub import find_product
 from cxr_lightning.networks.autoencoder import Autoencoder
 from cxr_lightning.networks.unet import Denoiser
-from cxr_lightning.types import FIELDS, OBSERVATIONS, Condition
-
-FEW = 10
-"""Training images of a finding, view or sex below which there is a warning."""
-
-
-SEEN = {
-    "views": {"PA": "the view PA", "AP": "the view AP"},
-    "sexes": {"Male": "a male patient", "Female": "a female patient"},
-}
-"""What a product counts of its training images beside findings, in words; first what is 1."""
+from cxr_lightning.types import Condition
 
 
 class Generator(nn.Module):
@@ -193,32 +184,6 @@ class Generator(nn.Module):
                 "has none; leave start out, or use a generator of form1 or form2."
             )
 
-    def rarely_seen(self, condition: Condition) -> list[str]:
-        """A sentence for each finding, view and sex asked for that few training images show.
-
-        As far as the product knows how many do.
-        """
-        counts: dict[str, int] = dict(self.manifest.get("training_images", {}))
-        dataset = self.manifest.get("dataset", {})
-        for kind, words in SEEN.items():
-            if kind in dataset:
-                counts |= {word: dataset[kind].get(value, 0) for value, word in words.items()}
-        shown, absent = (
-            (condition.known & (condition.value == value)).any(dim=0).tolist()
-            for value in (1.0, 0.0)
-        )
-        asked = [o for o in OBSERVATIONS if shown[FIELDS.index(o)]]
-        for field, words in zip(("PA", "Male"), SEEN.values(), strict=True):
-            column = FIELDS.index(field)
-            is_asked = shown[column], absent[column]
-            asked += [word for word, yes in zip(words.values(), is_asked, strict=True) if yes]
-        return [
-            f"only {counts[what]} training images of this model show {what}: what it draws for it "
-            "means little"
-            for what in asked
-            if counts.get(what, FEW) < FEW
-        ]
-
     def generate(
         self,
         request: str | HealthCondition | Prompt | Condition,
@@ -292,7 +257,8 @@ class Generator(nn.Module):
         condition = _condition_of(asked, count, view, encoder)
         if not len(condition.value):
             raise UserError("request: a condition of no row asks for no image; give one or more.")
-        for caution in [*_cautions(prompt, encoder), *self.rarely_seen(condition)]:
+        unread = [] if prompt is None else unfollowed(prompt, has_encoder=encoder is not None)
+        for caution in [*unread, *rarely_seen(condition, self.manifest)]:
             warnings.warn(caution, stacklevel=2)
         rows = range(len(condition.value))
         images = []
@@ -472,15 +438,6 @@ def _condition_of(
         return asked.condition(count, encoder)
     condition = asked.to("cpu")
     return condition.rows(torch.arange(len(condition.value)).repeat_interleave(count))
-
-
-def _cautions(prompt: Prompt | None, encoder: TextEncoder | None) -> list[str]:
-    """What of a prompt no image follows."""
-    if prompt is None:
-        return []
-    unused = f"not used of the prompt: {', '.join(prompt.unused)}" if prompt.unused else ""
-    details = UNFOLLOWED if prompt.has_details and encoder is None else ""
-    return list(filter(None, [unused, details]))
 
 
 def predict_x0(
