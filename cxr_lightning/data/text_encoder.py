@@ -144,7 +144,11 @@ def check_text_encoder(
 
 
 def _hash_folder(folder: Path) -> str:
-    """Hash of all files of a model but its descriptions, whatever the folder is called."""
-    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".md"]
-    hashes = {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
+    """Hash of all files of a model, whatever the folder is called.
+
+    Without its descriptions, and without hidden files, where a download notes its own time.
+    """
+    files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    seen = [f for f in files if f.suffix != ".md" and not any(p.startswith(".") for p in f.parts)]
+    hashes = {file.as_posix(): sha256_file(folder / file) for file in seen}
     return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()

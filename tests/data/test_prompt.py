@@ -12,9 +12,10 @@ import torch
 from cxr_lightning.data.phantom import report, sample_findings, truth
 from cxr_lightning.data.prompt import Finding, Prompt, parse_prompt
 from cxr_lightning.data.prompt.age import cut_ages
+from cxr_lightning.data.prompt.clean import clean
 from cxr_lightning.data.prompt.lexicon import LEXICON
 from cxr_lightning.data.prompt.synonyms import FINDINGS
-from cxr_lightning.data.prompt.tokens import clean, find_items, tokenize
+from cxr_lightning.data.prompt.tokens import find_items, tokenize
 from cxr_lightning.data.vocabulary import CONDITIONS, SYNONYMS, find_observation, parse_condition
 from cxr_lightning.errors import UserError
 from cxr_lightning.types import FIELDS, OBSERVATIONS

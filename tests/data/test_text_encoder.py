@@ -130,4 +130,6 @@ def test_only_the_encoder_that_a_product_was_trained_with(model: Path, tmp_path:
 def test_the_hash_is_that_of_the_files_wherever_they_lie(model: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(model, tmp_path / "copy"))
     (copy / "README.md").write_text("notes")
+    (copy / ".cache" / "huggingface").mkdir(parents=True)
+    (copy / ".cache" / "huggingface" / "model.metadata").write_text("when it was downloaded")
     assert TextEncoder(copy, "text").sha256 == TextEncoder(model, "text").sha256

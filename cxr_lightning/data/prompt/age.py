@@ -3,6 +3,7 @@
 import re
 
 OLDEST = 120.0
+NEWBORN = 0.1
 YEARS = {"y": 1.0, "m": 1 / 12, "w": 7 / 365.25, "d": 1 / 365.25}
 DECADE = {"early": 2.0, "mid": 5.0, "late": 8.0}
 """Years into a decade of life."""
@@ -11,7 +12,7 @@ NUMBER = r"(?P<age>\d{1,3}(?:\.\d+)?)"
 BARE = r"(?P<cut>(?P<age>\d{2,3}))"
 SEX = r"(?:female|male|woman|man|lady|gentleman|girl|boy)"
 UNIT = r"(?P<unit>years?|yrs?|y|months?|mos?|weeks?|wks?|days?)\b"
-NO_AGE = r"ago|later|prior|earlier|follow|histor|course|interval|of"
+NO_AGE = r"ago|later|prior|earlier|follow|histor|course|interval|of|smok"
 """What makes years before it a span of time."""
 LAST = rf"\b(?:for|past|last)\s+\d+\s*(?:years?|yrs?|y)\b(?!\s+{SEX}\b)"
 """A span of time, as in "a smoker for 40 years"."""
@@ -20,9 +21,19 @@ FRENCH = (
     r"(?i:pigtail|catheter|cannula|drain|sheath|tube)s?\b)"
 )
 """The width of a tube, as in "14F pigtail catheter"."""
+THING = (
+    r"(?:rib\s+)?(?:fracture|pneumothorax|effusion|pneumonia|consolidation|pacemaker|device|tube|"
+    r"line|infarct|surgery|scar|film|study|exam|radiograph|image|cxr)"
+)
+"""What can be some days old without being the patient."""
+DEGREES = r"(?:3[5-9]|4[0-2]|9[5-9]|10\d)(?:\.\d+)?\s*(?:degrees?\s*)?°?\s*"
+TEMPERATURE = (
+    rf"\b(?:t|temp|temperature|fever|febrile)(?:[\s:=]|\bof\b|\bto\b)+{DEGREES}[fc]?\b"
+    rf"|\b{DEGREES}[fc]\s+fever\b"
+)
 FORMS = (
     # 70-year-old, 6 months old; 70 yo, 83 y.o.; aged 70; her 70s; 45 y; 70F; 70 female; M 70
-    rf"\b(?P<cut>{NUMBER}[\s-]*(?P<unit>y|mo|w|d)[a-z]*[\s-]*(?:old|of age))\b",
+    rf"\b(?P<cut>{NUMBER}[\s-]*(?P<unit>y|mo|w|d)[a-z]*[\s-]*(?:old|of age))\b(?!\s+{THING})",
     rf"\b(?P<cut>{NUMBER}[\s-]*(?:y/?o\b|y\.\s?o\.?))",
     rf"\b(?P<cut>aged?\s*:?\s*{NUMBER}(?:[\s-]*{UNIT})?)",
     r"\b(?P<cut>(?:(?P<part>early|mid|late)[\s-]+)?(?P<decade>[1-9]0)'?s)\b",
@@ -42,7 +53,8 @@ def cut_ages(text: str) -> tuple[list[float], str]:
         The ages, and the text with a comma and spaces in their place: what stands around them does
         not belong together. A letter for the sex stays.
     """
-    ages = []
+    ages: list[float] = []
+    text = re.sub(TEMPERATURE, "fever", text, flags=re.IGNORECASE)
 
     def cut(match: re.Match[str]) -> str:
         groups = match.groupdict()
@@ -57,6 +69,8 @@ def cut_ages(text: str) -> tuple[list[float], str]:
 
     for form in FORMS:
         text = re.sub(form, cut, text, flags=re.IGNORECASE)
+    if any(0.0 < age < NEWBORN for age in ages):
+        ages = [age for age in ages if age > 0.0]  # "a 3-day-old newborn" has one
     return ages, text
 
 

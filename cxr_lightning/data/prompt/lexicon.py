@@ -6,6 +6,7 @@ uncertainty NegBio (Peng et al. 2018, arXiv 1712.05898), that of history ConText
 2009, doi 10.1016/j.jbi.2009.05.002); the wording is this file's own.
 """
 
+import itertools
 from typing import Literal
 
 from cxr_lightning.data.prompt.synonyms import FINDINGS, ORGANS, PREDICATES
@@ -31,10 +32,11 @@ Kind = Literal[
 
 CUES = {
     "absent": "no, nil, not, without, w/o, negative for, negative, free of, free from, clear of, "
-    "absence of, lack of, lacking, neither, never, resolution of, removal of, no longer, does not, "
-    "do not, did not, don't, doesn't, didn't, isn't, aren't",
+    "absence of, lack of, lacking, neither, never, resolution of, removal of, no longer, "
+    "rather than, instead of, negative cxr for, negative chest for, negative study for, "
+    "negative film for, negative radiograph for, negative x ray for, does not, do not, did not, don't, doesn't, didn't, isn't, aren't",
     "uncertain": "possible, possibly, probable, probably, likely, suspected, suspect, "
-    "suspicion of, suspicion for, suspicious for, suspicious, suspicious of, concern for, "
+    "suspicion of, suspicion for, suspicious for, suspicious of, concern for, "
     "concerning for, concern of, worrisome for, question of, questionable, may represent, "
     "may reflect, may be, may have, might represent, might reflect, might be, could represent, "
     "could reflect, could be, can represent, suggestive of, suggesting, suggest, borderline, "
@@ -42,8 +44,10 @@ CUES = {
     "can not exclude, could not exclude, cannot rule out, can't rule out, can not rule out, "
     "could not rule out, not rule out, cannot entirely exclude, cannot completely exclude, "
     "difficult to exclude, not exclude, does not exclude, do not exclude, does not rule out, r/o, "
-    "rule out, to exclude, exclude, evaluate for, assess for, uncertain, unlikely, doubtful",
-    "present": "positive for",
+    "rule out, to exclude, exclude, evaluate for, assess for, uncertain, unlikely, doubtful, "
+    "question, query",
+    "present": "positive for, partial resolution of, incomplete resolution of, "
+    "near complete resolution of",
     "history": "history of, h/o, hx of, previous, prior",
 }
 
@@ -51,11 +55,15 @@ CUES_AFTER = {
     "absent": "absent, ruled out, excluded, not seen, not present, not identified, not visible, "
     "not visualized, not visualised, not evident, not detected, not demonstrated, cannot be seen, "
     "can't be seen, can not be seen, none, resolved, cleared, removed, no longer seen, "
-    "no longer present, no longer visible, no longer evident, disappeared",
+    "no longer present, no longer visible, no longer evident, disappeared, removal",
     "uncertain": "cannot be excluded, can't be excluded, can not be excluded, "
     "could not be excluded, cannot be ruled out, can't be ruled out, can not be ruled out, "
     "not excluded, not ruled out, not entirely excluded, cannot be entirely excluded, "
-    "cannot be completely excluded",
+    "cannot be completely excluded, cannot be assessed, cannot be evaluated, not well assessed",
+    "present": "not resolved, not yet resolved, not completely resolved, not fully resolved, "
+    "not cleared, not yet cleared, not completely cleared, nearly resolved, partially resolved, "
+    "partly resolved, incompletely resolved, mostly resolved, almost resolved, "
+    "almost completely resolved, nearly completely resolved",
 }
 
 SIDES = {
@@ -104,11 +112,12 @@ LINKS = {
 STOPS = {
     ".": "with, w/, but, however, although, though, while, along with, together with, due to, "
     "secondary to, after, following, post",
-    "exception": "except, except for, apart from, aside from, other than",
+    "exception": "except, except for, apart from, aside from, other than, besides, "
+    "save for, with the exception of",
 }
 
 PUNCTUATION: dict[str, tuple[Kind, str]] = {
-    **dict.fromkeys(",()\n", ("link", ",")),
+    **dict.fromkeys(",()", ("link", ",")),
     **dict.fromkeys(".;!", ("stop", ".")),
     "-": ("link", ","),
     "?": ("cue", "uncertain"),
@@ -117,11 +126,13 @@ PUNCTUATION: dict[str, tuple[Kind, str]] = {
 """A question mark belongs to the word that it touches: `?pneumonia`, `pneumonia?`."""
 
 DEGREES = {
-    "": "acute, active, focal, new, discrete",
+    "": "focal, discrete",
+    "recent": "acute, active, new, suspicious",
     "marked": "definite, convincing, obvious, overt, frank, significant, florid",
 }
 """What a negation takes along without a change of its meaning: "no acute fracture". The absence of
-something marked leaves room for less of it: "mild congestion without overt edema"."""
+something marked leaves room for less of it ("mild congestion without overt edema"), that of
+something recent for what is old ("no acute fracture, old rib fractures")."""
 
 FILLER = (
     "a, an, the, is, are, was, were, be, been, has, have, had, there, this, that, which, it, of, "
@@ -135,20 +146,55 @@ FILLER = (
     "compatible with, c/w, in keeping with, some, any, also, now, then, sex, gender, age, year, "
     "old, who, as, to, s/p, status post, by, from, contour, silhouette, size, its, their, "
     "greater than, less than, only, not only, associated, side, sided, either, volunteer, control, "
-    "pt"
+    "pt, pl, pulm, cardiopulm"
 )
 
+CHANGES = ", ".join(
+    " ".join(filter(None, words))
+    for words in itertools.product(
+        ("no", "without"),
+        (
+            "",
+            "significant",
+            "substantial",
+            "relevant",
+            "appreciable",
+            "major",
+            "further",
+            "definite",
+        ),
+        ("", "interval"),
+        (
+            "change",
+            "increase",
+            "decrease",
+            "improvement",
+            "worsening",
+            "progression",
+            "enlargement",
+        ),
+    )
+)
+COMPARISONS = ", ".join(
+    " ".join(filter(None, words))
+    for words in itertools.product(
+        ("compared to", "compared with", "comparison to", "from", "than", "on", "since", "to"),
+        ("", "the", "a"),
+        ("prior", "previous"),
+        ("", "exam", "examination", "study", "radiograph", "film", "cxr", "image"),
+    )
+)
 UNUSED = (
-    "no change, no interval change, no significant change, no significant interval change, "
-    "no increase, no interval increase, no decrease, without change, without interval change, "
+    f"{CHANGES}, {COMPARISONS}, "
     "not changed, not increased, low lung volume, lung volume, lateral, pulmonary artery, "
+    "main pa, enlarged pa, enlarged main pa, pa pressure, ap diameter, non portable, not portable, "
     "right pulmonary artery, left pulmonary artery, right atrium, right ventricle, left atrium, "
     "left ventricle, mass effect, minor fissure, major fissure, plate like, mass like, "
     "ap window, aortopulmonary window, aorto pulmonary window, "
     "pericardial effusion, joint effusion, peripheral edema, leg edema, soft tissue edema"
 )
 """Phrases that would be misread word by word; among them NegEx's pseudo-negations: what "no change
-in" is said of is there."""
+in" is said of is there, and so is what is larger "than prior"."""
 
 PATIENT = "elderly, young, middle aged, infant, child, kid, baby, toddler, teenager, pediatric"
 

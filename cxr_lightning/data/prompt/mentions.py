@@ -112,11 +112,16 @@ def _judge(segment: Segment, predicate: Item, organs: list[Item], state: str) ->
 
 
 def _is_whole(segment: Segment, predicate: Item) -> bool:
-    """Whether a predicate without an organ speaks of the radiograph: not in "normal position"."""
+    """Whether a predicate without an organ speaks of the radiograph.
+
+    Not in "normal position", nor of an unknown subject: "the stomach is normal".
+    """
     if predicate.value == "clear" or segment.of("finding"):
         return False
-    following = [item for item in segment.of("unused") if item.index == predicate.index + 1]
-    return all(item.value == "patient" for item in following)
+    unknown = [item for item in segment.of("unused") if item.value != "patient"]
+    before = [item for item in unknown if item.index < predicate.index]
+    subjects = [item for item in before if not item.text.lower().endswith("ly")]
+    return not subjects and all(item.index != predicate.index + 1 for item in unknown)
 
 
 def attach(segments: list[Segment], targets: set[Item]) -> dict[Item, list[Item]]:
@@ -135,22 +140,32 @@ def attach(segments: list[Segment], targets: set[Item]) -> dict[Item, list[Item]
         named = [item for item in segment.items if item in targets]
         beyond = segments[place + 1] if place + 1 < len(segments) else None
         for item in segment.of(*MODIFIERS):
-            owner = _inside(segment, item, named) if named else _outside(beyond, targets, last)
+            if named:
+                owner = _inside(segment, item, named)
+            else:  # "left base clear" says something else of its side
+                owner = None if segment.of("predicate") else _outside(beyond, targets, last)
             if owner is not None:
                 modifiers[owner].append(item)
         last = named[-1] if named else last
     return modifiers
 
 
-def _inside(segment: Segment, modifier: Item, named: list[Item]) -> Item:
+def _inside(segment: Segment, modifier: Item, named: list[Item]) -> Item | None:
     before = [item for item in segment.items if item.index < modifier.index]
     named_before = [item for item in before if item in named]
     words = [item for item in before if item.kind != "filler"]
     is_place = bool(words) and words[-1].kind == "place"
     following = [item for item in named if item.index > modifier.index]
+    if named_before and not following and _is_denied(segment, modifier, named_before[-1]):
+        return None  # "effusion is not large"
     if named_before and (is_place or not following or _cue_between(segment, modifier, following)):
         return named_before[-1]
     return following[0]
+
+
+def _is_denied(segment: Segment, modifier: Item, target: Item) -> bool:
+    denials = [cue for cue in segment.of("cue") if cue.value == "absent"]
+    return any(target.index < cue.index < modifier.index for cue in denials)
 
 
 def _cue_between(segment: Segment, modifier: Item, following: list[Item]) -> bool:

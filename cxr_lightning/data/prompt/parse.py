@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from cxr_lightning.data.prompt.age import cut_ages
+from cxr_lightning.data.prompt.clean import clean
 from cxr_lightning.data.prompt.healthy import Statement, settle_healthy
 from cxr_lightning.data.prompt.mentions import Mention, attach, find_mentions
 from cxr_lightning.data.prompt.prompt import (
@@ -18,7 +19,8 @@ from cxr_lightning.data.prompt.prompt import (
     Side,
 )
 from cxr_lightning.data.prompt.scope import Segment, cut_segments, find_states
-from cxr_lightning.data.prompt.tokens import Item, clean, find_items
+from cxr_lightning.data.prompt.synonyms import LESSER
+from cxr_lightning.data.prompt.tokens import Item, find_items, tokenize
 from cxr_lightning.data.prompt.unused import unused_words
 from cxr_lightning.errors import UserError
 
@@ -61,8 +63,8 @@ def parse_prompt(text: str, argument: str = "prompt") -> Prompt:
     ]
     remainder = any("exception" in (item.kind, item.value) for item in items)
     statements, dropped = settle_healthy(statements, remainder, label)
-    statements, weaker = _settle_marked(statements, segments)
-    dropped += weaker
+    statements, narrower = _settle_narrower(statements, segments)
+    dropped += narrower
     findings = _merge([finding for _, finding in statements])
     _check_states(findings, label)
     used = _used([mention for mention, _ in statements], reached, modifiers)
@@ -92,21 +94,50 @@ def _used(
     return used.union(*(m.items for m in mentions), *(modifiers[target] for target in targets))
 
 
-def _settle_marked(
+def _settle_narrower(
     statements: list[Statement], segments: list[Segment]
 ) -> tuple[list[Statement], list[Mention]]:
-    """Drops the absence of something marked beside its presence: no field holds what it adds."""
-    present = {finding.observation for _, finding in statements if finding.state == "present"}
+    """Drops the absence of a part of what is present: no field holds what it adds.
+
+    That is the absence of something marked or recent ("no acute fracture, old fracture"), of what
+    has another name ("congestion without edema", "tube removed, pacemaker"), and of all but what an
+    exception names ("no effusion except a small one").
+    """
+    present = [(m, _segment(segments, m)) for m, f in statements if f.state == "present"]
     kept, dropped = list[Statement](), list[Mention]()
     for mention, finding in statements:
-        segment = next(s for s in segments if mention.target in s.items)
-        before = [item for item in segment.items if item.index < mention.target.index]
-        marked = any((item.kind, item.value) == ("degree", "marked") for item in before)
-        if finding.state == "absent" and marked and finding.observation in present:
+        before = [
+            item
+            for item in _segment(segments, mention).items
+            if item.index < mention.target.index and item.kind == "degree" and item.value
+        ]
+        narrower = [
+            one
+            for one, segment in present
+            if one.observation == mention.observation
+            and (before or segment.link == "exception" or _is_part(mention, one))
+        ]
+        if finding.state == "absent" and narrower:
             dropped.append(mention)
         else:
             kept.append((mention, finding))
     return kept, dropped
+
+
+def _segment(segments: list[Segment], mention: Mention) -> Segment:
+    return next(segment for segment in segments if mention.target in segment.items)
+
+
+def _is_part(denied: Mention, stated: Mention) -> bool:
+    """Whether a denied name leaves room for the stated one: an empyema is a part of effusions."""
+    one, other = _name(denied), _name(stated)
+    general = one in denied.observation.lower()
+    return one != other and bool(one and other) and (not general or other in LESSER)
+
+
+def _name(mention: Mention) -> str:
+    """The last word of what names a finding, in the singular; of a predicate, nothing."""
+    return tokenize(mention.target.text)[-1].key if mention.target.kind == "finding" else ""
 
 
 def _finding(mention: Mention, modifiers: list[Item], state: FindingState, text: str) -> Finding:

@@ -18,6 +18,10 @@ STOPS = ("exception", ".")
 LINKS = (",", "and", "or", "versus", *STOPS)
 """What can stand between two phrases, from the weakest to the strongest."""
 
+VERBS = ("is", "are", "was", "were", "has", "have", "in place", "in situ")
+SEEN = ("see", "seen", "identified", "noted", "present", "evident", "visible")
+"""After these verbs a denied list goes on: "no effusion and edema are seen"."""
+
 STATES = ("present", "uncertain", "absent", "history")
 """Of several cues the last of these counts: "no opacity suspicious for pneumonia" denies both."""
 
@@ -108,9 +112,9 @@ def _forward(segments: list[Segment], place: int, listed: int) -> Iterator[Item]
     """What a cue speaks of beyond its segment: up to a stop, another cue or the end of a list.
 
     "or" continues ("no effusion or large edema"), "and" only before a bare name ("no effusion and
-    edema", but not "no effusion and a large pneumothorax"), a comma only within a list that ends so
-    ("no effusion, pneumothorax, or edema", but not "no effusion, pneumothorax"), or that has so
-    many names `listed`.
+    edema", but not "no effusion and a large pneumothorax", nor "no effusion and cardiomegaly is
+    stable"), a comma only within a list that ends so ("no effusion, pneumothorax, or edema", but
+    not "no effusion, pneumothorax"), or that has so many names `listed`.
     """
     for i in range(place + 1, len(segments)):
         if segments[i].of("cue") or not (i <= place + listed or _continues(segments, i)):
@@ -140,17 +144,31 @@ def _continues(segments: list[Segment], i: int) -> bool:
     link = segments[i].link
     if link == ",":
         return _in_list(segments[i:])
-    return link in ("or", "versus") or (link == "and" and _is_bare(segments[i]))
+    return link in ("or", "versus") or (link == "and" and _joins(segments[i]))
 
 
 def _in_list(segments: list[Segment]) -> bool:
-    """Whether plain names follow, up to one after "or" or "and"."""
+    """Whether names follow, up to one after "or", or plain names up to one after "and"."""
+    plain = True
     for segment in segments:
-        if segment.link == "or" or (segment.link == "and" and _is_bare(segment)):
+        if segment.link == "or":
             return True
-        if segment.link != "," or segment.of(*CUES, "side", "severity"):
+        if segment.link == "and" and _joins(segment):
+            return plain
+        if segment.link != "," or segment.of(*CUES):
             return False
+        plain &= not segment.of("side", "severity")
     return False
+
+
+def _joins(segment: Segment) -> bool:
+    """Whether a denial before "and" goes on: a bare name of which nothing else is said."""
+    if not _is_bare(segment):
+        return False
+    words = {
+        item.text.lower() for item in segment.of("filler") if item.index > segment.items[0].index
+    }
+    return words.isdisjoint(VERBS) or not words.isdisjoint(SEEN)
 
 
 def _backward(segments: list[Segment], place: int) -> Iterator[Item]:

@@ -52,6 +52,10 @@ FINDINGS = {
     "ij line, line or tube, tube or line, wire, tube",
 }
 
+LESSER = ("congestion", "cephalization", "overload")
+"""Ends of names of what can be there without the rest of its observation, as congestion without
+edema."""
+
 ORGANS = {
     "heart": "heart, heart size, cardiac silhouette, cardiac size, cardiac contour, cardiac, "
     "heart shadow, cardiac shadow, heart silhouette, size of the heart, cardiothoracic ratio, ctr",

@@ -1,16 +1,11 @@
 """Text to tokens, and tokens to items: the longest phrases that the lexicon has."""
 
 import re
-import unicodedata
 from dataclasses import dataclass
 
 from cxr_lightning.data.prompt.age import FRENCH
 from cxr_lightning.data.prompt.lexicon import LEXICON, LOBES, PUNCTUATION, Kind
 
-PLAIN = {
-    **dict.fromkeys(map(ord, "‐‑‒–—―−"), "-"),
-    **dict.fromkeys(map(ord, "‘’ʼ"), "'"),
-}
 CASED = ("L", "R", "F", "M")
 """Abbreviations that mean something only in upper case."""
 
@@ -21,7 +16,7 @@ TOKEN = re.compile(
     r"|\d+(?:\.\d+|(?:st|nd|rd|th)\b)?"
     r"|[^\W\d_]+(?:'[^\W\d_]+)?\d*"  # words, can't, T12
     r"|(?<=\s)-+(?=\s)"  # a dash; hyphens only join words
-    r"|[.;!,()?&+/\n]"
+    r"|[.;!,()?&+/]"
 )
 
 
@@ -61,11 +56,6 @@ class Item:
     index: int
     start: int
     end: int
-
-
-def clean(text: str) -> str:
-    """The text with one form of each character, of dashes and of apostrophes."""
-    return unicodedata.normalize("NFKC", text).translate(PLAIN)
 
 
 def tokenize(text: str) -> list[Token]:
