@@ -34,7 +34,8 @@ CUES = {
     "absent": "no, nil, not, without, w/o, negative for, negative, free of, free from, clear of, "
     "absence of, lack of, lacking, neither, never, resolution of, removal of, no longer, "
     "rather than, instead of, negative cxr for, negative chest for, negative study for, "
-    "negative film for, negative radiograph for, negative x ray for, does not, do not, did not, don't, doesn't, didn't, isn't, aren't",
+    "negative film for, negative radiograph for, negative x ray for, does not, do not, did not, "
+    "don't, doesn't, didn't, isn't, aren't",
     "uncertain": "possible, possibly, probable, probably, likely, suspected, suspect, "
     "suspicion of, suspicion for, suspicious for, suspicious of, concern for, "
     "concerning for, concern of, worrisome for, question of, questionable, may represent, "
