@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +25,6 @@ from cxr_lightning.model_card import model_card
 from cxr_lightning.types import MODEL_RANGE
 
 FORMAT = 3
-GENERATOR_PARTS = ("autoencoder", "prior", "denoiser")
 NETWORK_FILES = ("config.json", "model.safetensors", "manifest.json")
 MADE_BY = {
     "autoencoder": "cxr fit --config configs/vae.yaml",
@@ -90,7 +89,7 @@ def check_product(folder: Path, kind: str | None, argument: str) -> dict[str, An
             f"{argument}: the product at {folder} lacks {', '.join(missing)}; make it again with "
             f"'{made_by}' or copy the whole folder."
         )
-    if manifest["sha256"] != product_sha256(folder):
+    if manifest["sha256"] != _hash_files(folder, manifest.get("parts", ())):
         raise UserError(
             f"{argument}: the files of the product at {folder} were changed after it was made; "
             f"copy it again or make it with '{made_by}'."
@@ -125,10 +124,14 @@ def read_card(folder: Path, manifest: Mapping[str, Any]) -> str:
 
 def product_sha256(folder: Path) -> str:
     """Hex sha256 over the files (configs and weights) that make a product what it is."""
-    parts = [part for part in GENERATOR_PARTS if (folder / part).is_dir()]
-    if parts:
-        return _combine({part: product_sha256(folder / part) for part in parts})
-    return _combine({name: sha256_file(folder / name) for name in NETWORK_FILES[:2]})
+    return _hash_files(folder, json.loads((folder / "manifest.json").read_text()).get("parts", ()))
+
+
+def _hash_files(folder: Path, parts: Iterable[str]) -> str:
+    """The same of a product of these parts, or of a single network."""
+    hashes = {part: _hash_files(folder / part, ()) for part in parts}
+    files = {name: sha256_file(folder / name) for name in NETWORK_FILES[:2]} if not hashes else {}
+    return _combine(hashes or files)
 
 
 def load_network(network_class: type[NetworkT], folder: Path) -> NetworkT:
@@ -152,7 +155,7 @@ def _save_network(
     network.save_pretrained(folder)
     (folder / CARD).unlink(missing_ok=True)  # the mixin's generic one
     facts = {**facts, "parameters": _count_parameters({kind: network})}
-    return _write_manifest(folder, kind, product_sha256(folder), facts)
+    return _write_manifest(folder, kind, _hash_files(folder, ()), facts)
 
 
 def _count_parameters(networks: Mapping[str, nn.Module]) -> dict[str, int]:

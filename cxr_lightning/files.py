@@ -22,9 +22,10 @@ ZEROS = 2**20
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """Gives a temporary sibling to write into and renames it to `folder` when all went well.
 
-    An existing `folder` is replaced only then. On any exception the sibling is removed and
-    `folder` is as it was.
+    An existing `folder` is replaced only then, and where it is a link, what it points to. On any
+    exception the sibling is removed and `folder` is as it was.
     """
+    folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     name = f".{folder.name}.{uuid.uuid4().hex}"
     partial = folder.with_name(f"{name}.partial")
@@ -34,8 +35,13 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         if folder.exists():
             replaced = folder.with_name(f"{name}.replaced")
             folder.rename(replaced)
-            partial.rename(folder)
-            shutil.rmtree(replaced)
+            try:
+                partial.rename(folder)
+            except BaseException:
+                if not folder.exists():
+                    replaced.rename(folder)
+                raise
+            shutil.rmtree(replaced, ignore_errors=True)
         else:
             partial.rename(folder)
     finally:

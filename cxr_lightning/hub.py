@@ -139,6 +139,14 @@ def share(files: Mapping[str, Path | bytes], repo: str, *, private: bool, messag
         ]
         try:
             api.create_commit(repo, operations, commit_message=message)
+        except HFValidationError:
+            raise
+        except ValueError as error:  # the client's, after the Hub looked at the card
+            lines = " ".join(str(error).split())
+            raise UserError(
+                f"license: the Hugging Face Hub refuses the first lines of the card ({lines}); "
+                "give a licence that it knows, such as cc-by-nc-4.0, or correct README.md."
+            ) from error
         except RuntimeError as error:  # the client's, around what went wrong with one large file
             raise UserError(
                 f"repo: the upload to {repo} broke off ({_first_line(error)}); nothing of it is "
@@ -181,6 +189,8 @@ def _explain(error: BaseException, name: str, revision: str | None) -> str:
             f"the Hugging Face Hub has no model {name} that you may use this way; correct the "
             "name, or log in with 'hf auth login' as somebody who may."
         )
+    if status is not None and 400 <= status < 500:
+        return f"the Hugging Face Hub refused this for {name} ({_first_line(error)})."
     return (
         f"the Hugging Face Hub does not answer at {constants.ENDPOINT} for {name} "
         f"({_first_line(error)}); give the same command again where there is a connection."

@@ -238,6 +238,17 @@ def test_one_changed_byte_is_noticed(copy, name, file, position):
         check_product(folder, name, "model.x")
 
 
+def test_a_folder_of_the_name_of_a_part_hides_no_change(copy):
+    folder = copy("encoder")
+    shutil.copytree(folder, folder.parent / "denoiser")
+    (folder.parent / "denoiser").rename(folder / "denoiser")
+    (folder / "prior").mkdir()
+    assert check_product(folder, "encoder", "model.x")["kind"] == "encoder"
+    (folder / "model.safetensors").write_bytes(b"changed")
+    with pytest.raises(UserError, match="were changed after it was made"):
+        check_product(folder, "encoder", "model.x")
+
+
 def test_weights_that_do_not_fit_the_arguments_do_not_load(copy):
     folder = copy("autoencoder")
     weights = load_file(folder / "model.safetensors")

@@ -32,6 +32,36 @@ def test_earlier_folder_is_replaced_as_a_whole(tmp_path: Path):
     assert list(tmp_path.iterdir()) == [folder]
 
 
+def test_what_a_link_points_to_is_replaced(tmp_path: Path):
+    (tmp_path / "large_disk" / "product").mkdir(parents=True)
+    folder = tmp_path / "product"
+    folder.symlink_to(tmp_path / "large_disk" / "product")
+    with atomic_folder(folder) as partial:
+        (partial / "new").write_text("new")
+    assert folder.is_symlink()
+    assert (folder / "new").read_text() == "new"
+    assert list((tmp_path / "large_disk").iterdir()) == [tmp_path / "large_disk" / "product"]
+
+
+def test_where_the_new_folder_cannot_take_its_place_the_earlier_one_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder, rename = tmp_path / "product", Path.rename
+    folder.mkdir()
+    (folder / "old").write_text("old")
+
+    def fail(self: Path, target: Path) -> Path:
+        if self.name.endswith(".partial"):
+            raise OSError("no")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match="no"), atomic_folder(folder):
+        pass
+    assert (folder / "old").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [folder]
+
+
 def half_write(folder: Path, error: type[BaseException]) -> None:
     with atomic_folder(folder) as partial:
         (partial / "half").write_text("x")

@@ -1,6 +1,7 @@
 """`cxr push`: a product with its card to the Hugging Face Hub."""
 
 import json
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,10 @@ from cxr_lightning.errors import UserError
 from cxr_lightning.hub import share
 from cxr_lightning.model_card import NAME, complete_card
 from cxr_lightning.report.read import read_evaluations
+
+TEXTS = ("license*", "licence*", "notice*", "citation*", "*.md", "*.txt")
+SHOWN = 5
+"""Names of files that stay, in what is printed."""
 
 
 def push(
@@ -20,8 +25,9 @@ def push(
 ) -> None:
     """Uploads a product to the Hugging Face Hub, in one commit, and prints its address.
 
-    Its card (README.md) goes with it, as you edited it. Paths of this machine in its manifests are
-    cut to their last part. Others use it by its name: cxr generate --model ORG/NAME.
+    Its card (README.md) goes with it, as you edited it, and so do texts beside it, such as LICENSE;
+    anything else in the folder stays. Paths of this machine in its manifests are cut to their last
+    part. Others use it by its name: cxr generate --model ORG/NAME.
 
     Args:
         model: Folder of a product, of any stage.
@@ -38,17 +44,29 @@ def push(
         path: _without_paths(model / path) if path.endswith("manifest.json") else model / path
         for path in product_files(manifest)
     }
-    others = {str(f.relative_to(model)): f for f in sorted(model.rglob("*")) if f.is_file()}
-    visible = {p: f for p, f in others.items() if not any(x[0] == "." for x in Path(p).parts)}
+    texts = {f.name: f for f in sorted(model.iterdir()) if _is_text(f)}
+    content = {**texts, **files, NAME: card.encode()}
     message = f"{manifest['kind']} {manifest['sha256'][:8]}"
-    address = share(
-        {**visible, **files, NAME: card.encode()}, repo, private=private, message=message
-    )
+    address = share(content, repo, private=private, message=message)
+    present = {str(f.relative_to(model)) for f in model.rglob("*") if f.is_file()}
+    if left := sorted(p for p in present - {*content, *_cards(manifest)} if p[0] != "."):
+        more = f" and {len(left) - SHOWN} more" if len(left) > SHOWN else ""
+        print(f"not sent, since it is no part of the product: {', '.join(left[:SHOWN])}{more}")
     print(f"{manifest['kind']} in {address}")
     print(
         f"It was trained on {_source(manifest)}: see that its terms let you share what was made "
         "from it, and measure whether it repeats patients (cxr evaluate --axes privacy)."
     )
+
+
+def _is_text(file: Path) -> bool:
+    """Whether a file is one that people put beside a product to share it."""
+    named = any(fnmatch(file.name.lower(), pattern) for pattern in TEXTS)
+    return named and file.name[0] != "." and file.is_file() and not file.is_symlink()
+
+
+def _cards(manifest: dict[str, Any]) -> list[str]:
+    return [f"{part}/{NAME}" for part in manifest.get("parts", {})]
 
 
 def _headline(folder: Path, model: Path, manifest: dict[str, Any]) -> str:
@@ -66,9 +84,16 @@ def _headline(folder: Path, model: Path, manifest: dict[str, Any]) -> str:
     from cxr_lightning.report.render import render_headline  # its template engine takes a while
 
     real = read.metrics["real"]
-    of_training = ", the set that it was trained on" if real.get("is_training_data") else ""
-    against = f"Against {real.get('count', '?')} real images{of_training}."
-    return f"{against}\n\n{render_headline(read)}"
+    if real.get("is_training_data") is None and "data" in manifest:
+        real["is_training_data"] = manifest["data"] == real.get("sha256")
+    split = read.look_up("settings", "split")
+    count = real.get("splits", {}).get(split)
+    if count is None:
+        of = f"{real.get('count', '?')} real images"
+    else:
+        of = f"the {count} images of the split {split} of real ones"
+    trained = ", a set that it was trained on" if real.get("is_training_data") else ""
+    return f"Against {of}{trained}.\n\n{render_headline(read)}"
 
 
 def _source(manifest: dict[str, Any]) -> str:
@@ -88,12 +113,14 @@ PATHS = {
     "encoder",
     "encoder_held_out",
     "encoders",
+    "folder",
     "generator",
     "imagenet",
     "probabilities",
     "root",
     "save_dir",
     "text_encoder",
+    "weights",
 }
 """Settings that hold paths, which may be relative."""
 

@@ -29,6 +29,9 @@ from cxr_lightning.report.words import (
 HELD_OUT = "encoder_held_out"
 
 OTHER_DATA = Verdict("none", "not known: the generator was trained on other images than these")
+UNKNOWN_DATA = Verdict(
+    "none", "no sign of copying these images; whether the generator was trained on them is unknown"
+)
 
 GAINS = {
     "helps": "helps a classifier",
@@ -117,7 +120,10 @@ def _other_mix(record: Measurement) -> AxisLine:
 
 def _fidelity_of_conditions(parts: Sequence[Measurement]) -> AxisLine:
     """The line where the sets mix the conditions otherwise, so that only these are compared."""
-    worst = max(parts, key=lambda r: r.ratio or 0.0)
+    closest = min(parts, key=lambda r: r.ratio if r.ratio is not None else TOO_CLOSE)
+    worst = max(parts, key=lambda r: (r.passed is False, r.ratio or 0.0))
+    if closest.ratio is not None and closest.ratio < TOO_CLOSE:
+        worst = closest
     verdict = _distance_words(worst)
     if verdict.symbol == "worse" and len({r.ratio for r in parts}) > 1:
         verdict = Verdict("worse", f"{verdict.text}, in the worst of {len(parts)} conditions")
@@ -154,10 +160,15 @@ def _representation(evaluation: Evaluation) -> AxisLine | None:
     note = "RRS" + (f", {len(scores)} conditions" if len(scores) > 1 else "")
     note += f", {count} reconstructions" if count else ""
     note += ", held-out encoder" if scores[0].extractor == HELD_OUT else ""
-    others = [r.value for r in held_out(evaluation, "rrs_ceil_same") if r.value is not None]
+    source = scores[0].source
+    ratios, ceilings = (
+        [r for r in evaluation.select(metric) if r.source == source]
+        for metric in ("nrrs", "rrs_ceil_same")
+    )
+    others = [r.value for r in ceilings if r.value is not None]
     return AxisLine(
         "Representation",
-        _ratio_words(held_out(evaluation, "nrrs")),
+        _ratio_words(ratios, len(scores)),
         _range([r.value for r in scores if r.value is not None]),
         note,
         _range(others) if others else "",
@@ -171,7 +182,8 @@ def held_out(evaluation: Evaluation, metric: str) -> list[Measurement]:
     return [r for r in records if r.extractor == HELD_OUT] or records
 
 
-def _ratio_words(ratios: Sequence[Measurement]) -> Verdict:
+def _ratio_words(ratios: Sequence[Measurement], conditions: int) -> Verdict:
+    """What the ratios to another patient say, where there is one in so many conditions."""
     values = [r.value for r in ratios if r.value is not None]
     if not values:
         return Verdict("none", "no comparison: no other patient of the same condition")
@@ -180,7 +192,12 @@ def _ratio_words(ratios: Sequence[Measurement]) -> Verdict:
         shares = f"{shares.removesuffix(SPACE + '%')} to {percent(round(max(values), 2))}"
     text = f"{shares} of the distance to another patient"
     near = all((r.ci_high if r.ci_high is not None else r.value or 0.0) < 1 for r in ratios)
-    return Verdict("ok", text) if near else Verdict("worse", f"{text}: no closer in some condition")
+    if not near:
+        return Verdict("worse", f"{text}: no closer in some condition")
+    if len(values) < conditions:
+        count = f"{len(values)} of {conditions} conditions"
+        return Verdict("none", f"{text} in {count}; the others cannot be compared")
+    return Verdict("ok", text)
 
 
 def _conditions(evaluation: Evaluation) -> AxisLine | None:
@@ -274,9 +291,15 @@ def _privacy(evaluation: Evaluation) -> AxisLine | None:
     found = [r for r in evaluation.select("exact_copies", "nearer_than_any") if r.passed is False]
     verdict = _found_words(found) or _copy_words(worst, allowed)
     if verdict.symbol != "worse":
-        verdict = _nearer_words(evaluation) or verdict
-    if verdict.symbol != "worse" and evaluation.look_up("real", "is_training_data") is False:
+        flagged = any(r.value for r in rates)
+        verdict = (
+            _nearer_words(evaluation, verdict.text if flagged else "no image flagged") or verdict
+        )
+    trained_on_it = evaluation.look_up("real", "is_training_data")
+    if verdict.symbol != "worse" and trained_on_it is False:
         verdict = OTHER_DATA
+    elif verdict.symbol == "ok" and trained_on_it is None:
+        verdict = UNKNOWN_DATA
     return AxisLine(
         "Privacy",
         verdict,
@@ -299,8 +322,8 @@ def _found_words(found: Sequence[Measurement]) -> Verdict | None:
     return None
 
 
-def _nearer_words(evaluation: Evaluation) -> Verdict | None:
-    """What is said where no image is flagged, but all of them lie near the training images."""
+def _nearer_words(evaluation: Evaluation, copies: str) -> Verdict | None:
+    """What is said, after what is said of copies, where all images lie near the training images."""
     failed = {
         r.metric
         for r in evaluation.select("closer_to_train", "data_copying", "authenticity")
@@ -310,7 +333,7 @@ def _nearer_words(evaluation: Evaluation) -> Verdict | None:
         return Verdict("worse", "nearer to training images than to held-out ones, beyond chance")
     if failed:
         return Verdict(
-            "none", "no image flagged; nearer to training images than real ones are, by blur maybe"
+            "none", f"{copies}; nearer to training images than real ones are, by blur maybe"
         )
     return None
 

@@ -206,7 +206,7 @@ def _read(folder: Path, name: str) -> Evaluation:
         if known:
             metrics = _checked(metrics)
             records = [Measurement.from_json(record) for record in metrics["records"]]
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"evaluation: {file} is no evaluation ({error!r}); make it again with 'cxr evaluate'."
         ) from error

@@ -35,9 +35,10 @@ def compare(record: Measurement) -> Verdict | None:
         return gain(record)
     if record.passed is None:
         return None
-    ratio = record.ratio if _is_distance(record) else None
+    # real against real is about 0 at infinite n, so that a ratio says nothing there
+    ratio = record.ratio if _is_distance(record) and record.metric != "fid_infinity" else None
     if record.passed:
-        close = record.metric.startswith("fid") and ratio is not None and ratio < TOO_CLOSE
+        close = record.metric in ("fid", "fid_equal_n") and ratio is not None and ratio < TOO_CLOSE
         return Verdict("worse", "suspiciously close") if close else Verdict("ok", "as real")
     if ratio is not None and ratio >= 1.05:
         return Verdict("worse", f"{number(ratio)}{SPACE}×{SPACE}real")

@@ -129,6 +129,34 @@ def test_the_headline_of_an_evaluation_enters_the_card(hub, model, evaluate, tmp
     assert "Not yet evaluated" not in shared
 
 
+def test_whether_copies_could_be_found_is_known_from_the_product(hub, model, evaluate):
+    """Also where the evaluation was not given the generator."""
+    manifest = json.loads((model / "manifest.json").read_text()) | {"data": "ff" * 32}
+    (model / "manifest.json").write_text(json.dumps(manifest))
+    folder = evaluate(product_sha256(model))
+    content = json.loads((folder / "metrics.json").read_text())
+    del content["real"]["is_training_data"]
+    (folder / "metrics.json").write_text(json.dumps(content))
+    main(["push", f"--model={model}", "--repo=me/chest", f"--evaluation={folder}"])
+    shared = hub.files("me/chest")["README.md"].decode()
+    assert "Not known: the generator was trained on other images than these" in shared
+    assert "no sign of copying" not in shared.lower()
+
+
+def test_the_split_that_was_measured_is_named(hub, model, evaluate):
+    settings = {"split": "test", "bootstrap": 200, "seed": 0}
+    folder = evaluate(product_sha256(model), settings=settings)
+    main(["push", f"--model={model}", "--repo=me/chest", f"--evaluation={folder}"])
+    shared = hub.files("me/chest")["README.md"].decode()
+    assert "Against the 240 images of the split test of real ones, a set that it was" in shared
+
+
+def test_a_licence_that_the_hub_does_not_know(hub, model, capsys):
+    said = fails(capsys, f"--model={model}", "--repo=me/chest", "--license=proprietary")
+    assert "license: the Hugging Face Hub refuses the first lines of the card" in said
+    assert "give a licence that it knows" in said
+
+
 @pytest.mark.parametrize(
     ("made_by", "generator"), [("cd" * 32, None), (None, None), ("own", "cd" * 32), (None, "own")]
 )
@@ -156,14 +184,22 @@ def test_paths_of_this_machine_stay_here(hub, model):
         assert json.loads(files[path]) == own
 
 
-def test_other_files_of_the_folder_go_along_but_no_hidden_ones(hub, model):
+def test_texts_of_the_folder_go_along_and_nothing_else(hub, model, tmp_path, capsys):
     (model / "LICENSE").write_text("mine")
+    (model / "evaluation" / "grids").mkdir(parents=True)
+    (model / "evaluation" / "grids" / "healthy_original.png").write_text("secret")
+    (tmp_path / "diary").write_text("secret")
+    (model / "notes.txt").symlink_to(tmp_path / "diary")
     (model / ".cache").mkdir()
     (model / ".cache" / "token").write_text("secret")
     (model / ".DS_Store").write_text("secret")
     main(["push", f"--model={model}", "--repo=me/chest"])
     files = hub.files("me/chest")
     assert files["LICENSE"] == b"mine"
+    left = (
+        "not sent, since it is no part of the product: evaluation/grids/healthy_original.png, notes"
+    )
+    assert left in capsys.readouterr().out
     assert not [path for path, content in files.items() if content == b"secret"]
 
 

@@ -187,7 +187,11 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(files[path], ETag=f'"{_etag(files[path])}"', X_Repo_Commit=commit)
 
     def _validate(self, body: bytes) -> None:
-        self._answer({"errors": [], "warnings": []})
+        if "license: proprietary" in json.loads(body)["content"]:
+            message = '"license" must be one of [apache-2.0, cc-by-nc-4.0, ...]'
+            self._answer({"errors": [{"message": message}], "warnings": []}, status=400)
+        else:
+            self._answer({"errors": [], "warnings": []})
 
     def _preupload(self, name: str, revision: str, body: bytes) -> None:
         self._repository(name, write=True)

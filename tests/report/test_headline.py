@@ -8,7 +8,7 @@ import pytest
 from evaluation_writer import full_metrics, minimal_metrics
 
 from cxr_lightning.evaluation.records import Floor, Record, Skipped, Source
-from cxr_lightning.report.headline import OTHER_DATA, AxisLine, headline
+from cxr_lightning.report.headline import OTHER_DATA, UNKNOWN_DATA, AxisLine, headline
 from cxr_lightning.report.read import Evaluation, Measurement
 from cxr_lightning.report.verdicts import compare
 
@@ -79,6 +79,12 @@ def test_representation_between_reconstruction_and_other_patients() -> None:
     far = lines([record("rrs", 0.3, "a"), record("nrrs", 0.95, "a")])["Representation"]
     assert far.verdict.symbol == "worse"
     assert lines([record("rrs", 0.3, "a")])["Representation"].verdict.symbol == "none"
+    one = lines([record("rrs", 0.03, "a"), record("rrs", 0.5, "b"), record("nrrs", 0.1, "a")])
+    assert one["Representation"].verdict.symbol == "none"
+    assert plain(one["Representation"].verdict.text) == (
+        "10 % of the distance to another patient in 1 of 2 conditions; "
+        "the others cannot be compared"
+    )
 
 
 def test_representation_is_read_by_the_held_out_encoder_where_there_is_one() -> None:
@@ -92,6 +98,8 @@ def test_representation_is_read_by_the_held_out_encoder_where_there_is_one() -> 
     assert "held-out encoder" in line.key_note
     assert plain(line.verdict.text) == "20 % of the distance to another patient"
     assert "held-out" not in lines(own)["Representation"].key_note
+    mixed = lines([*own, held_out[0]])["Representation"]  # no ratio by the held-out one
+    assert mixed.verdict.text.startswith("no comparison")
 
 
 def finding(name: str, value: float) -> Record:
@@ -248,7 +256,12 @@ def test_privacy_heeds_every_test_of_copying() -> None:
     ):
         line = lines([none_flagged, blurred])["Privacy"]
         assert line.verdict.symbol == "none"
+        assert line.verdict.text.startswith("no image flagged; nearer to training images than")
         assert "by blur maybe" in line.verdict.text
+        line = lines([copies(0.008, 0.004), blurred])["Privacy"]
+        assert plain(line.verdict.text).startswith(
+            "no sign of copying beyond 1 % false positives; n"
+        )
     assert lines([none_flagged, replace(closer, value=0.5)])["Privacy"].verdict.symbol == "ok"
 
 
@@ -281,6 +294,12 @@ def test_fidelity_of_another_mix_is_that_of_the_conditions() -> None:
     )
     assert line.key == "0.0300 – 0.0700"
     assert line.key_note.startswith("FID, 2 conditions at n = 40")
+    wide = replace(part("healthy", 7.0), interval=(0.001, 0.2))  # not worse for certain
+    line = lines([overall, wide, part("pneumonia", 3.0)])["Fidelity"]
+    assert plain(line.verdict.text).startswith("3.00 × as far as real images")
+    line = lines([overall, part("healthy", 1.0), part("pneumonia", 0.1)])["Fidelity"]
+    assert line.verdict.symbol == "worse"
+    assert line.verdict.text.startswith("much closer than real images to each other")
 
 
 def test_the_best_gain_is_judged_for_all_settings_at_once() -> None:
@@ -298,4 +317,6 @@ def test_copies_of_other_images_than_the_training_ones_are_not_known() -> None:
         return lines(records, real={"is_training_data": False})["Privacy"]
 
     assert line([copies(0.008, 0.004)]).verdict == OTHER_DATA
+    unknown = lines([copies(0.008, 0.004)], real={})["Privacy"]
+    assert unknown.verdict == UNKNOWN_DATA
     assert "copies of training images" in line([copies(0.1, 0.05)]).verdict.text  # found anyway
