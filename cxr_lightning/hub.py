@@ -33,6 +33,9 @@ NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 FILES = ("*config.json", "*manifest.json", "*model.safetensors", "README.md")
 """What is downloaded: a product and its card, nothing else that may lie there."""
 
+PARTS = ("autoencoder", "prior", "denoiser")
+"""Folders of a generator product."""
+
 HTTP_ERROR: type[BaseException] = HfHubHTTPError.__bases__[0]
 """What the Hub's client raises without a connection; its HTTP library has changed its name."""
 
@@ -129,7 +132,7 @@ def share(files: Mapping[str, Path | bytes], repo: str, *, private: bool, messag
                 "its settings, or give another name."
             )
         there = api.list_repo_files(repo)
-        product = [path for path in there if Path(path).name in _names(FILES[:-1])]
+        product = [path for path in there if _is_of_product(path)]
         operations: list[CommitOperationAdd | CommitOperationDelete] = [
             CommitOperationDelete(path) for path in product if path not in files
         ]
@@ -155,8 +158,11 @@ def share(files: Mapping[str, Path | bytes], repo: str, *, private: bool, messag
     return str(url)
 
 
-def _names(patterns: tuple[str, ...]) -> set[str]:
-    return {pattern.removeprefix("*") for pattern in patterns}
+def _is_of_product(path: str) -> bool:
+    """Whether a file of a repository is one that a product consists of, its card aside."""
+    *folders, name = Path(path).parts
+    is_part = not folders or (len(folders) == 1 and folders[0] in PARTS)
+    return is_part and name in {pattern.removeprefix("*") for pattern in FILES[:-1]}
 
 
 @contextmanager

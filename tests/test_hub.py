@@ -217,10 +217,11 @@ def test_files_are_shared_in_one_commit(hub, tmp_path):
 
 
 def test_parts_of_an_earlier_product_go_and_other_files_stay(hub):
-    share(FILES | {"LICENSE": b"mine"}, "me/mine", private=False, message="1")
+    others = {"LICENSE": b"mine", "onnx/config.json": b"{}"}
+    share(FILES | {"prior/config.json": b"{}"} | others, "me/mine", private=False, message="1")
     share({"manifest.json": b"[]"}, "me/mine", private=False, message="2")
     files = hub.files("me/mine")
-    assert set(files) == {".gitattributes", "manifest.json", "README.md", "LICENSE"}
+    assert set(files) == {".gitattributes", "manifest.json", "README.md", *others}
     assert files["manifest.json"] == b"[]"
 
 
