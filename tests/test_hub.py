@@ -197,8 +197,12 @@ def test_a_full_disk_is_no_trouble_of_the_hub(chest, monkeypatch, capsys, tmp_pa
     assert "no space is left" in capsys.readouterr().err
 
 
-FILES = {"manifest.json": b"{}", "a/model.safetensors": Path(__file__), "README.md": b"# Mine\n"}
-WRITTEN = FILES | {"a/model.safetensors": Path(__file__).read_bytes()}
+FILES = {
+    "manifest.json": b"{}",
+    "prior/model.safetensors": Path(__file__),
+    "README.md": b"# Mine\n",
+}
+WRITTEN = FILES | {"prior/model.safetensors": Path(__file__).read_bytes()}
 
 
 def test_files_are_shared_in_one_commit(hub, tmp_path):
