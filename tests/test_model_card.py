@@ -150,6 +150,9 @@ def test_the_limits_name_what_was_rare(card):
 def test_the_example_asks_for_what_was_common(card):
     assert "--condition healthy,pneumonia," in card
     assert "edema" not in section(card, "How to use it")
+    counts = MANIFEST["training_images"] | {"No Finding": 0}
+    ill = model_card(MANIFEST | {"training_images": counts}, CONFIGS)
+    assert "--condition pneumonia," in section(ill, "How to use it")
 
 
 @pytest.mark.parametrize(
