@@ -74,7 +74,8 @@ def interpolate(
         singles: Folder for the single images too, with images.json, which says what each is; must
             not exist.
         seed: Seed of the images.
-        sampler: ddpm (ancestral), ddim, dpmpp_2m, dpmpp_3m (DPM-Solver++) or unipc; consistency,
+        sampler: ddpm (ancestral), ddim, dpmpp_2m, dpmpp_3m (DPM-Solver++),
+            sde_dpmpp_2m (the same with fresh noise at each step) or unipc; consistency,
             with 1 to 4 steps, for products of configs/distill.yaml. Default: unipc, or what the
             model was tuned to.
         steps: Number of denoising steps; default: 20, or as the model was tuned.

@@ -11,11 +11,19 @@ from torch import Tensor
 
 from cxr_lightning.diffusion.process import add_noise, ddim_step, ddpm_step, epsilon_from_x0
 from cxr_lightning.diffusion.random import Noise
-from cxr_lightning.diffusion.solvers import Estimate, dpm_solver, unipc_correct, unipc_predict
+from cxr_lightning.diffusion.solvers import (
+    Estimate,
+    dpm_solver,
+    sde_dpm_solver,
+    unipc_correct,
+    unipc_predict,
+)
 from cxr_lightning.diffusion.spacing import Spacing, kept_times
 from cxr_lightning.errors import UserError
 
-SamplerName = Literal["ddpm", "ddim", "dpmpp_2m", "dpmpp_3m", "unipc", "consistency"]
+SamplerName = Literal[
+    "ddpm", "ddim", "dpmpp_2m", "dpmpp_3m", "sde_dpmpp_2m", "unipc", "consistency"
+]
 SamplingPrecision = Literal["fp32", "bf16"]
 CleanEstimate = Callable[[Float[Tensor, "b c h w"], int], Float[Tensor, "b c h w"]]
 """Estimates x_0; called with the state y_t and the step t in 1..T."""
@@ -23,7 +31,7 @@ CleanEstimate = Callable[[Float[Tensor, "b c h w"], int], Float[Tensor, "b c h w
 MOST = 4
 """Steps of the sampler `consistency`."""
 
-ORDERS: dict[SamplerName, int] = {"dpmpp_2m": 2, "dpmpp_3m": 3, "unipc": 3}
+ORDERS: dict[SamplerName, int] = {"dpmpp_2m": 2, "dpmpp_3m": 3, "sde_dpmpp_2m": 2, "unipc": 3}
 """Of the multistep solvers."""
 
 
@@ -32,9 +40,10 @@ class Sampling:
     """How images are drawn from a trained model.
 
     Attributes:
-        sampler: `ddpm`, ancestral; `ddim`; `dpmpp_2m` and `dpmpp_3m`, DPM-Solver++; `unipc`, UniPC
-            of order 3; `consistency`, for models tuned to few steps: the estimate with fresh noise
-            (Song et al. 2023, arXiv 2303.01469, algorithm 1).
+        sampler: `ddpm`, ancestral; `ddim`; `dpmpp_2m` and `dpmpp_3m`, DPM-Solver++; `sde_dpmpp_2m`,
+            the same with fresh noise at each step, in which the errors of a model that was trained
+            briefly fade; `unipc`, UniPC of order 3; `consistency`, for models tuned to few steps:
+            the estimate with fresh noise (Song et al. 2023, arXiv 2303.01469, algorithm 1).
         steps: Number of denoising steps, and of network evaluations without guidance.
         guidance: Weight g of classifier-free guidance, null + g (conditional - null) (Ho and
             Salimans 2022, arXiv 2207.12598), of the denoiser and, for new images, of the latent
@@ -176,7 +185,7 @@ def sample(
         if begin_with is None:
             raise ValueError("`begin_with` is needed where `sampling.start` is below 1.")
         y = add_noise(begin_with, y, y.new_full((len(y),), float(alpha_bar[first])))
-    solver = _Multistep(sampling.sampler) if sampling.sampler in ORDERS else None
+    solver = _Multistep(sampling.sampler, noise) if sampling.sampler in ORDERS else None
     for done, (t, previous) in enumerate(zip(times, [*times[1:], 0], strict=True), start=1):
         x0 = estimate(y, t).clamp(-1.0, 1.0)
         if on_step is not None:
@@ -213,8 +222,9 @@ def _one_step(
 class _Multistep:
     """DPM-Solver++ or UniPC with the estimates that it remembers."""
 
-    def __init__(self, sampler: SamplerName) -> None:
+    def __init__(self, sampler: SamplerName, noise: Noise) -> None:
         self.sampler = sampler
+        self.noise = noise
         self.order = ORDERS[sampler]
         self.estimates: list[Estimate] = []
         self.begun: Tensor | None = None
@@ -235,5 +245,7 @@ class _Multistep:
         known = [*self.estimates, new]
         self.estimates = known[-min(self.order, left) :]
         self.begun = y
+        if self.sampler == "sde_dpmpp_2m":
+            return sde_dpm_solver(y, self.estimates, level, self.noise.normal(*y.shape[1:]))
         go = unipc_predict if self.sampler == "unipc" else dpm_solver
         return go(y, self.estimates, level)

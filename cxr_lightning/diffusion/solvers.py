@@ -1,4 +1,4 @@
-"""Multistep solvers of the probability-flow ODE, written for the estimate of the clean image.
+"""Multistep solvers of the diffusion ODE and SDE, written for the estimate of the clean image.
 
 With alpha = sqrt(A), sigma = sqrt(1 - A) and half the log signal-to-noise ratio
 l = log(alpha / sigma), called level here, the ODE has the exact solution (Lu et al. 2022,
@@ -80,6 +80,34 @@ def dpm_solver(
     # Integrals of s / h and (s / h)^2 over the step.
     linear, square = expm1(-h) / h + 1.0, 1.0 - 2.0 * (expm1(-h) + h) / h**2
     return moved + alpha * (linear * slope + square * curvature)
+
+
+def sde_dpm_solver(
+    y: Float[Tensor, "b c h w"],
+    estimates: Sequence[Estimate],
+    level: float,
+    fresh: Float[Tensor, "b c h w"],
+) -> Float[Tensor, "b c h w"]:
+    """SDE-DPM-Solver++ of the order of the number of estimates, 1 or 2 (2M).
+
+    Lu et al. 2022, section 5: the reverse SDE has the solution y_t = sigma_t / sigma_s exp(-h) y_s
+    + sigma_t * integral of 2 exp(2 l - l_t) x0(l) dl + sigma_t (1 - exp(-2 h))^(1/2) noise. Fresh
+    noise takes the place of what earlier steps left, so their errors fade.
+
+    Args:
+        y: State at the newest estimate's level.
+        estimates: The last estimates, the newest last.
+        level: Where to go.
+        fresh: Standard normal noise.
+    """
+    newest, h = estimates[-1], level - estimates[-1].level
+    alpha, sigma = scales(level)
+    x0 = newest.x0
+    if len(estimates) == 2:
+        x0 = x0 + 0.5 * h * _slope(estimates[0], newest)
+    share = -expm1(-2.0 * h)
+    kept = sigma / scales(newest.level)[1] * exp(-h) * y
+    return kept + alpha * share * x0 + sigma * share**0.5 * fresh
 
 
 def unipc_predict(

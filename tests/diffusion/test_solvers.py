@@ -21,6 +21,7 @@ from cxr_lightning.diffusion.solvers import (
     dpm_solver,
     first_order,
     scales,
+    sde_dpm_solver,
     unipc_correct,
     unipc_predict,
 )
@@ -113,6 +114,21 @@ def test_the_error_falls_with_the_order(name: str, order: int) -> None:
     assert min(found) > order - 0.25
 
 
+@pytest.mark.parametrize("level", [-1.5, 0.0, 2.5])
+def test_a_step_of_the_sde_keeps_the_distribution(level: float) -> None:
+    """Where the image is known, states have mean alpha x0 and variance sigma^2 at every level."""
+    x0 = torch.full((1, 1, 100, 100), 0.4, dtype=torch.float64)
+    draw = torch.Generator().manual_seed(0)
+    noise, fresh = torch.randn(2, 1, 1, 100, 100, generator=draw, dtype=torch.float64)
+    alpha, sigma = scales(-2.0)
+    y = sde_dpm_solver(alpha * x0 + sigma * noise, [Estimate(x0, -2.0)], level, fresh)
+    alpha, sigma = scales(level)
+    left = (y - alpha * x0) / sigma
+    # five standard errors of 10,000 draws; of a variance they are sqrt(2) times as wide
+    assert float(left.mean()) == pytest.approx(0.0, abs=0.05)
+    assert float(left.square().mean()) == pytest.approx(1.0, abs=0.071)
+
+
 A = alpha_bar("linear", 1000)
 
 
@@ -131,11 +147,12 @@ class _Fixed(ImageNoise):
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers
 @pytest.mark.parametrize("steps", [5, 10, 14])
-@pytest.mark.parametrize("name", ["dpmpp_2m", "unipc"])
+@pytest.mark.parametrize("name", ["dpmpp_2m", "sde_dpmpp_2m", "unipc"])
 def test_equal_to_diffusers(name: SamplerName, steps: int) -> None:
     """3M is left out: see `dpm_solver`. diffusers lowers the order at the end below 15 steps."""
     kinds: dict[str, tuple[Any, dict[str, Any]]] = {
         "dpmpp_2m": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
+        "sde_dpmpp_2m": (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
         "unipc": (UniPCMultistepScheduler, {"solver_type": "bh2"}),
     }
     kind, settings = kinds[name]
@@ -152,8 +169,9 @@ def test_equal_to_diffusers(name: SamplerName, steps: int) -> None:
     scheduler.set_timesteps(steps)
     assert [int(t) + 1 for t in scheduler.timesteps] == trailing_times(1000, steps)
     y = _state()
+    fresh = {"variance_noise": _state()} if name == "sde_dpmpp_2m" else {}
     for t in scheduler.timesteps:
-        y = scheduler.step(_guess(y, int(t) + 1), t, y).prev_sample
+        y = scheduler.step(_guess(y, int(t) + 1), t, y, **fresh).prev_sample
     noise = _Fixed(0, torch.arange(2))
     made = sample(_guess, noise, SHAPE, A, Sampling(name, steps, spacing="trailing"))
     torch.testing.assert_close(made, y, rtol=0, atol=1e-5)  # its coefficients are float32
