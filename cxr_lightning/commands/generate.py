@@ -103,8 +103,8 @@ def generate(
             that it is synthetic.
         sampler: ddpm (ancestral), ddim, dpmpp_2m, dpmpp_3m (DPM-Solver++),
             sde_dpmpp_2m (the same with fresh noise at each step) or unipc; consistency,
-            with 1 to 4 steps, for products of configs/distill.yaml. Default: unipc, or what the
-            model was tuned to.
+            with 1 to 4 steps, for products of configs/distill.yaml. Default: sde_dpmpp_2m, or what
+            the model was tuned to.
         steps: Number of denoising steps; default: 20, or as the model was tuned.
         guidance: Weight of classifier-free guidance, of the latent prior and the denoiser; 1 for
             none, larger for plainer conditions and less variety.

@@ -218,8 +218,8 @@ class Generator(nn.Module):
             view: AP or PA, with a health condition; by default the model chooses.
             seed: Seed of the set.
             first: Number of the first image: 8 goes on where a call with `count` 8 ended.
-            sampler: See `Sampling`, also for the following ones; default: `unipc`, or what the
-                model was tuned to.
+            sampler: See `Sampling`, also for the following ones; default: `sde_dpmpp_2m`, or what
+                the model was tuned to.
             steps: Number of denoising steps; default: 20, or as the model was tuned.
             guidance: Weight of classifier-free guidance, of latent prior and denoiser; 1 for none.
             guidance_interval: Where there is guidance.

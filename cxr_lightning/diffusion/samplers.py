@@ -62,7 +62,7 @@ class Sampling:
             themselves, the latent prior and the VAE stay in fp32.
     """
 
-    sampler: SamplerName = "unipc"
+    sampler: SamplerName = "sde_dpmpp_2m"
     steps: int = 20
     guidance: float = 1.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)

@@ -200,7 +200,7 @@ def test_representation_and_its_calibration(
         assert rrs["ci_low"] <= rrs["value"] <= rrs["ci_high"]
         assert rrs["real_floor"] == floor
         assert rrs["n_real"] == rrs["n_synthetic"] == 5
-        sampled = {"split": "valid", "sampler": "unipc", "steps": 20, "spacing": "beta"}
+        sampled = {"split": "valid", "sampler": "sde_dpmpp_2m", "steps": 20, "spacing": "beta"}
         assert rrs["details"] | sampled == rrs["details"]
         assert "only 5 held-out images" in rrs["warning"]
     assert metrics_of(out)["generator"] == product_sha256(generator)
