@@ -5,6 +5,7 @@ import importlib
 import inspect
 import os
 import sys
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,6 @@ VARIANTS = {
     ("benchmark", "--peers"): "benchmark_peers",
 }
 """Options that turn a command into another one, in the module of that name."""
-
-GUIDANCE_INTERVAL = {
-    "type": float,
-    "help": "From and to which share of the diffusion steps there is guidance, such as 0.2 0.8 (0 "
-    "the clean image, 1 pure noise); default: all of them.",
-}
 
 SEVERAL: dict[str, dict[str, dict[str, Any]]] = {
     "report": {
@@ -71,7 +66,6 @@ SEVERAL: dict[str, dict[str, dict[str, Any]]] = {
             "help": "In place of condition: one or more texts, such as 'small left effusion, no "
             "pneumothorax, PA view, 70-year-old woman'. What was understood is printed.",
         },
-        "guidance_interval": GUIDANCE_INTERVAL,
     },
     "interpolate": {
         "prompt": {
@@ -83,7 +77,6 @@ SEVERAL: dict[str, dict[str, dict[str, Any]]] = {
             "help": "Two radiographs, between whose latent codes each row leads; the rows differ "
             "in their noise. The originals stand at the left and right.",
         },
-        "guidance_interval": GUIDANCE_INTERVAL,
     },
     "edit": {
         "strength": {
@@ -95,7 +88,13 @@ SEVERAL: dict[str, dict[str, dict[str, Any]]] = {
             "help": "Radiographs to edit, a row each, with the original at the left. Default: new "
             "ones.",
         },
-        "guidance_interval": GUIDANCE_INTERVAL,
+    },
+    "SamplingOptions": {
+        "guidance_interval": {
+            "type": float,
+            "help": "From and to which share of the diffusion steps there is guidance, such as "
+            "0.2 0.8 (0 the clean image, 1 pure noise); default: all of them.",
+        }
     },
     "benchmark_peers": {
         "peers": {
@@ -111,7 +110,10 @@ SEVERAL: dict[str, dict[str, dict[str, Any]]] = {
         }
     },
 }
-"""Options that take several values: jsonargparse reads a list from a signature as one value."""
+"""Options that take several values, by function or group of options.
+
+jsonargparse reads a list from a signature as one value.
+"""
 
 
 def main(args: list[str] | None = None) -> None:
@@ -208,6 +210,8 @@ def state_flags(args: list[str], flags: set[str]) -> list[str]:
 def run_function(command: str, name: str, args: list[str]) -> None:
     """Runs the function `name` with its arguments as options; its docstring is the help.
 
+    An argument that is a dataclass is a group of options.
+
     Args:
         command: What the user typed behind `cxr`.
         name: Name of the function and of its module.
@@ -219,14 +223,24 @@ def run_function(command: str, name: str, args: list[str]) -> None:
     summary = inspect.cleandoc(function.__doc__).split("\n\nArgs:")[0]
     parser = OneSentence(prog=f"cxr {command}", description=summary, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with the options.")
-    several = SEVERAL.get(name, {})
+    parameters = inspect.signature(function).parameters
+    groups: dict[str, Any] = {
+        key: p.annotation for key, p in parameters.items() if is_dataclass(p.annotation)
+    }
+    several = dict(SEVERAL.get(name, {}))
+    for group in groups.values():
+        several |= SEVERAL.get(group.__name__, {})
     for option, settings in several.items():
         parser.add_argument(f"--{option}", **{"nargs": "+", **settings})
-    parser.add_function_arguments(function, as_positional=False, skip=set(several))
-    parameters = inspect.signature(function).parameters
+    parser.add_function_arguments(function, as_positional=False, skip={*several, *groups})
+    for group in groups.values():
+        skip = {*several} & {field.name for field in fields(group)}
+        parser.add_class_arguments(group, skip=skip, instantiate=False)
     args = state_flags(args, {key for key, p in parameters.items() if p.annotation is bool})
     values = parser.instantiate(parser.parse_args(args)).as_dict()
     values.pop("config")
+    for key, group in groups.items():
+        values[key] = group(**{field.name: values.pop(field.name) for field in fields(group)})
     function(**values)
 
 

@@ -13,6 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cxr_lightning.commands.sampling import (
+    USUAL,
+    SamplingOptions,
     batches,
     check_numbers,
     draw_all,
@@ -30,8 +32,6 @@ from cxr_lightning.diffusion.cautions import FEW
 from cxr_lightning.diffusion.direction import condition_direction
 from cxr_lightning.diffusion.generator import Generator
 from cxr_lightning.diffusion.interpolation import drawn_end, given_end
-from cxr_lightning.diffusion.samplers import SamplerName, Sampling
-from cxr_lightning.diffusion.spacing import Spacing
 from cxr_lightning.errors import UserError
 from cxr_lightning.metrics.classification import auroc
 from cxr_lightning.progress import progress_bar
@@ -78,13 +78,7 @@ def edit(
     rows: int = 4,
     singles: Path | None = None,
     seed: int = 0,
-    sampler: SamplerName | None = None,
-    steps: int | None = None,
-    guidance: float = 1.0,
-    guidance_interval: list[float] | None = None,
-    eta: float = 0.0,
-    spacing: Spacing = Sampling.spacing,
-    start: float = 1.0,
+    sampling: SamplingOptions = USUAL,
     batch_size: int = 64,
     device: str = "auto",
 ) -> None:
@@ -110,19 +104,7 @@ def edit(
         singles: Folder for the single images too, with images.json, which says what each is; must
             not exist.
         seed: Seed of the images.
-        sampler: ddpm (ancestral), ddim, dpmpp_2m, dpmpp_3m (DPM-Solver++),
-            sde_dpmpp_2m (the same with fresh noise at each step) or unipc; consistency,
-            with 1 to 4 steps, for products of configs/distill.yaml. Default: sde_dpmpp_2m, or what
-            the model was tuned to.
-        steps: Number of denoising steps; default: 20, or as the model was tuned.
-        guidance: Weight of classifier-free guidance, of the latent prior (of new images) and the
-            denoiser; 1 for none, larger for plainer conditions and less variety.
-        guidance_interval: From and to which share of the diffusion steps there is guidance, such as
-            0.2 0.8 (0 the clean image, 1 pure noise); default: all of them.
-        eta: Stochasticity of ddim, 0 to 1.
-        spacing: Of the steps: beta (closer at both ends), trailing (evenly in time) or logsnr
-            (evenly in the log signal-to-noise ratio).
-        start: Share of the diffusion to begin at; below 1 from the VAE's image, noised to there.
+        sampling: How the images are drawn.
         batch_size: Images made at once.
         device: cpu, cuda, cuda:1, ..., or auto.
     """
@@ -132,17 +114,7 @@ def edit(
     check_outputs(out, singles)
     observation = _read_finding(finding)
     ((name, stated),) = read_conditions(condition, None).items()
-    generator, sampling = open_generator(
-        model,
-        device,
-        sampler=sampler,
-        steps=steps,
-        guidance=guidance,
-        guidance_interval=guidance_interval,
-        eta=eta,
-        spacing=spacing,
-        start=start,
-    )
+    generator, chosen = open_generator(model, device, sampling)
     prepared = _open_data(data, generator)
     warn_of_unseen(stated, generator)
     given = None if images is None else read_radiographs(images, generator.image_size)
@@ -159,7 +131,7 @@ def edit(
         index = torch.tensor([tile["row"] for tile in part])
         before = stated.rows(0 * index).to(generator.device)
         if given is None:
-            image = drawn_end(generator, before, index, index, seed, sampling.guidance)
+            image = drawn_end(generator, before, index, index, seed, chosen.guidance)
         else:
             pixels = given[index].to(generator.device)
             image = given_end(generator, pixels, before, index, seed)
@@ -172,7 +144,7 @@ def edit(
                 for tile in part
             ]
         )
-        return generator.refine(z, after.to(generator.device), image.noise, sampling)
+        return generator.refine(z, after.to(generator.device), image.noise, chosen)
 
     drawn = draw_all(draw, tiles, batch_size).unflatten(0, (-1, len(strength)))
     request = {
@@ -183,7 +155,7 @@ def edit(
         "finding": observation,
         "direction": direction.facts(),
         "seed": seed,
-        **asdict(sampling),
+        **asdict(chosen),
         "batch_size": batch_size,
     }
     write_sheet(out, singles, drawn, tiles, request, [] if given is None else [given])

@@ -10,6 +10,8 @@ import torch
 
 from cxr_lightning import __version__
 from cxr_lightning.commands.sampling import (
+    USUAL,
+    SamplingOptions,
     check_exclusive,
     check_numbers,
     read_prompts,
@@ -23,8 +25,7 @@ from cxr_lightning.data.text_encoder import TextEncoder, check_text_encoder
 from cxr_lightning.data.vocabulary import View, parse_conditions
 from cxr_lightning.data.writers import ImageFormat
 from cxr_lightning.diffusion.generator import Generator
-from cxr_lightning.diffusion.samplers import SamplerName, Sampling, SamplingPrecision
-from cxr_lightning.diffusion.spacing import Spacing
+from cxr_lightning.diffusion.samplers import Sampling
 from cxr_lightning.errors import UserError
 from cxr_lightning.hub import ProductSource, find_product
 from cxr_lightning.progress import progress_bar
@@ -57,14 +58,7 @@ def generate(
     count: int = 100,
     seed: int = 0,
     format: ImageFormat = "png",
-    sampler: SamplerName | None = None,
-    steps: int | None = None,
-    guidance: float = 1.0,
-    guidance_interval: list[float] | None = None,
-    eta: float = 0.0,
-    spacing: Spacing = Sampling.spacing,
-    start: float = 1.0,
-    precision: SamplingPrecision = "fp32",
+    sampling: SamplingOptions = USUAL,
     reject: Path | None = None,
     reject_threshold: float | None = None,
     reject_tries: int = TRIES,
@@ -101,21 +95,7 @@ def generate(
         seed: Seed of the data set.
         format: png; jpeg (quality 95); or dicom (Secondary Capture, needs pydicom). Every file says
             that it is synthetic.
-        sampler: ddpm (ancestral), ddim, dpmpp_2m, dpmpp_3m (DPM-Solver++),
-            sde_dpmpp_2m (the same with fresh noise at each step) or unipc; consistency,
-            with 1 to 4 steps, for products of configs/distill.yaml. Default: sde_dpmpp_2m, or what
-            the model was tuned to.
-        steps: Number of denoising steps; default: 20, or as the model was tuned.
-        guidance: Weight of classifier-free guidance, of the latent prior and the denoiser; 1 for
-            none, larger for plainer conditions and less variety.
-        guidance_interval: From and to which share of the diffusion steps there is guidance, such as
-            0.2 0.8 (0 the clean image, 1 pure noise); default: all of them.
-        eta: Stochasticity of ddim, 0 to 1.
-        spacing: Of the steps: beta (closer at both ends), trailing (evenly in time) or logsnr
-            (evenly in the log signal-to-noise ratio).
-        start: Share of the diffusion to begin at; below 1 from the VAE's image, noised to there.
-        precision: Of the denoiser: fp32, or bf16, faster on GPUs and on CPUs with instructions for
-            it; grey values differ by rounding.
+        sampling: How the images are drawn.
         reject: A classifier (folder 'classifier' of an evaluation, or a TorchScript file): an image
             is drawn again until each observation that was asked for, as present or as absent, is on
             the right side of its threshold. After the last try the best one is kept and marked as
@@ -139,16 +119,7 @@ def generate(
     places = choose_devices(device, devices, rank)
     source = find_product(model, "model", revision)
     generator = Generator.from_pretrained(source.folder, "model")
-    sampling = generator.choose_sampling(
-        sampler,
-        steps,
-        guidance_interval,
-        guidance=guidance,
-        eta=eta,
-        spacing=spacing,
-        start=start,
-        precision=precision,
-    )
+    chosen = sampling.choose(generator)
     encoder = check_text_encoder(text_encoder, generator.text_encoder, "text_encoder")
     policy = generator.label_policy
     requests = _requests(condition, prompt, encoder, like, balance, policy, view, count, seed)
@@ -170,7 +141,7 @@ def generate(
         view=view,
         count=count,
         seed=seed,
-        **asdict(sampling),
+        **asdict(chosen),
         batch_size=batch_size,
         size=generator.image_size,
         image_format=format,
@@ -184,12 +155,12 @@ def generate(
         return
     if out.exists():
         raise UserError(f"out: {out} exists already; give another folder or remove it.")
-    _warn_of_sampler(sampling, generator)
+    _warn_of_sampler(chosen, generator)
     warn_of_unseen(requests.condition, generator)
     _say_unjudged(rejection)
     folder.open(len(requests))
     with folder.in_use():
-        _run(Plan(source.folder, folder, requests, sampling, rejection), rank, places)
+        _run(Plan(source.folder, folder, requests, chosen, rejection), rank, places)
 
 
 def _run(plan: Plan, rank: Rank, places: list[str]) -> None:

@@ -9,6 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cxr_lightning.commands.sampling import (
+    USUAL,
+    SamplingOptions,
     check_numbers,
     draw_all,
     open_generator,
@@ -19,8 +21,6 @@ from cxr_lightning.commands.sheets import check_outputs, read_radiographs, write
 from cxr_lightning.diffusion.generator import Generator
 from cxr_lightning.diffusion.interpolation import Curve, End, drawn_end, given_end
 from cxr_lightning.diffusion.interpolation import interpolate as between
-from cxr_lightning.diffusion.samplers import SamplerName, Sampling
-from cxr_lightning.diffusion.spacing import Spacing
 from cxr_lightning.errors import UserError
 from cxr_lightning.types import Condition
 
@@ -40,13 +40,7 @@ def interpolate(
     curve: Curve = "spherical",
     singles: Path | None = None,
     seed: int = 0,
-    sampler: SamplerName | None = None,
-    steps: int | None = None,
-    guidance: float = 1.0,
-    guidance_interval: list[float] | None = None,
-    eta: float = 0.0,
-    spacing: Spacing = Sampling.spacing,
-    start: float = 1.0,
+    sampling: SamplingOptions = USUAL,
     batch_size: int = 64,
     device: str = "auto",
 ) -> None:
@@ -74,19 +68,7 @@ def interpolate(
         singles: Folder for the single images too, with images.json, which says what each is; must
             not exist.
         seed: Seed of the images.
-        sampler: ddpm (ancestral), ddim, dpmpp_2m, dpmpp_3m (DPM-Solver++),
-            sde_dpmpp_2m (the same with fresh noise at each step) or unipc; consistency,
-            with 1 to 4 steps, for products of configs/distill.yaml. Default: sde_dpmpp_2m, or what
-            the model was tuned to.
-        steps: Number of denoising steps; default: 20, or as the model was tuned.
-        guidance: Weight of classifier-free guidance, of the latent prior (of new images) and the
-            denoiser; 1 for none, larger for plainer conditions and less variety.
-        guidance_interval: From and to which share of the diffusion steps there is guidance, such as
-            0.2 0.8 (0 the clean image, 1 pure noise); default: all of them.
-        eta: Stochasticity of ddim, 0 to 1.
-        spacing: Of the steps: beta (closer at both ends), trailing (evenly in time) or logsnr
-            (evenly in the log signal-to-noise ratio).
-        start: Share of the diffusion to begin at; below 1 from the VAE's image, noised to there.
+        sampling: How the images are drawn.
         batch_size: Images made at once.
         device: cpu, cuda, cuda:1, ..., or auto.
     """
@@ -96,17 +78,7 @@ def interpolate(
     check_outputs(out, singles)
     conditions = read_conditions(condition, prompt, most=2)
     space = _choose_space(space, images, len(conditions))
-    generator, sampling = open_generator(
-        model,
-        device,
-        sampler=sampler,
-        steps=steps,
-        guidance=guidance,
-        guidance_interval=guidance_interval,
-        eta=eta,
-        spacing=spacing,
-        start=start,
-    )
+    generator, chosen = open_generator(model, device, sampling)
     _check_latent(generator, space, images)
     warn_of_unseen(Condition.cat(list(conditions.values())), generator)
     given = None if images is None else read_radiographs(images, generator.image_size)
@@ -116,10 +88,10 @@ def interpolate(
         t = torch.tensor([tile["t"] for tile in part], device=generator.device)
         images = [None, None] if given is None else list(given)
         start, end = (
-            _end(generator, [tile[side] for tile in part], conditions, image, seed, guidance)
+            _end(generator, [tile[side] for tile in part], conditions, image, seed, chosen.guidance)
             for side, image in zip(SIDES, images, strict=True)
         )
-        return between(generator, start, end, t, sampling, curve)
+        return between(generator, start, end, t, chosen, curve)
 
     drawn = draw_all(draw, tiles, batch_size).unflatten(0, (rows, columns))
     request = {
@@ -129,7 +101,7 @@ def interpolate(
         "space": space,
         "curve": curve,
         "seed": seed,
-        **asdict(sampling),
+        **asdict(chosen),
         "batch_size": batch_size,
     }
     originals = [] if given is None else [image.expand(rows, -1, -1, -1) for image in given]

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +14,8 @@ from cxr_lightning.data.prompt import UNFOLLOWED, Prompt, parse_prompt
 from cxr_lightning.data.vocabulary import parse_conditions
 from cxr_lightning.diffusion.cautions import rarely_seen
 from cxr_lightning.diffusion.generator import Generator
-from cxr_lightning.diffusion.samplers import Sampling
+from cxr_lightning.diffusion.samplers import SamplerName, Sampling, SamplingPrecision
+from cxr_lightning.diffusion.spacing import Spacing
 from cxr_lightning.errors import UserError
 from cxr_lightning.progress import progress_bar
 from cxr_lightning.synthesis.devices import Rank, choose_devices
@@ -22,20 +24,56 @@ from cxr_lightning.types import Condition
 T = TypeVar("T")
 
 
-def open_generator(model: str | Path, device: str, **asked: Any) -> tuple[Generator, Sampling]:
-    """A generator on its device, and how to sample it.
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How the images are drawn from the model.
 
     Args:
-        model: The product.
-        device: Where it goes.
-        asked: See `Generator.choose_sampling`.
+        sampler: ddpm (ancestral), ddim, dpmpp_2m, dpmpp_3m (DPM-Solver++),
+            sde_dpmpp_2m (the same with fresh noise at each step) or unipc; consistency,
+            with 1 to 4 steps, for products of configs/distill.yaml. Default: sde_dpmpp_2m, or what
+            the model was tuned to.
+        steps: Number of denoising steps; default: 20, or as the model was tuned.
+        guidance: Weight of classifier-free guidance, of the latent prior (of new images) and the
+            denoiser; 1 for none, larger for plainer conditions and less variety.
+        guidance_interval: From and to which share of the diffusion steps there is guidance, such as
+            0.2 0.8 (0 the clean image, 1 pure noise); default: all of them.
+        eta: Stochasticity of ddim, 0 to 1.
+        spacing: Of the steps: beta (closer at both ends), trailing (evenly in time) or logsnr
+            (evenly in the log signal-to-noise ratio).
+        start: Share of the diffusion to begin at; below 1 from the VAE's image, noised to there.
+        precision: Of the denoiser: fp32, or bf16, faster on GPUs and on CPUs with instructions for
+            it; grey values differ by rounding.
+    """
+
+    sampler: SamplerName | None = None
+    steps: int | None = None
+    guidance: float = 1.0
+    guidance_interval: list[float] | None = None
+    eta: float = 0.0
+    spacing: Spacing = Sampling.spacing
+    start: float = 1.0
+    precision: SamplingPrecision = "fp32"
+
+    def choose(self, generator: Generator) -> Sampling:
+        """How to sample this model; see `Generator.choose_sampling`."""
+        return generator.choose_sampling(**vars(self))
+
+
+USUAL = SamplingOptions()
+
+
+def open_generator(
+    model: str | Path, device: str, options: SamplingOptions
+) -> tuple[Generator, Sampling]:
+    """A generator on its device, and how to sample it.
 
     Raises:
         UserError: If there is no such product or device, or it cannot be sampled this way.
     """
     (target,) = choose_devices(device, 1, Rank())
     generator = Generator.from_pretrained(model, "model")
-    sampling = generator.choose_sampling(**asked)
+    sampling = options.choose(generator)
     return generator.to(target), sampling
 
 

@@ -1,6 +1,7 @@
 """The small sets and the encoder that `cxr evaluate` is tried on; runs of `cxr generate`."""
 
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from brightness_sets import make_encoder, write_real, write_synthetic
 
 from cxr_lightning.commands.generate import generate
+from cxr_lightning.commands.sampling import SamplingOptions
 
 
 @pytest.fixture
@@ -40,7 +42,11 @@ def make_set(products: Path) -> Callable[..., Path]:
             "steps": 2,
             "device": "cpu",
         }
-        generate(out=out, **{**settings, **changes})
+        settings |= changes
+        options = {
+            f.name: settings.pop(f.name) for f in fields(SamplingOptions) if f.name in settings
+        }
+        generate(out=out, sampling=SamplingOptions(**options), **settings)
         return out
 
     return apply

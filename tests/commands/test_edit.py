@@ -15,6 +15,7 @@ from PIL import Image
 from cxr_lightning.artifacts import product_sha256
 from cxr_lightning.cli import main
 from cxr_lightning.commands.generate import generate
+from cxr_lightning.commands.sampling import SamplingOptions
 from cxr_lightning.data.dataset import table_condition
 from cxr_lightning.data.policies import LabelPolicy
 from cxr_lightning.data.prepared import open_prepared
@@ -101,7 +102,7 @@ def test_strength_0_is_the_image_of_cxr_generate(run, products, tmp_path):
         condition="healthy",
         count=2,
         seed=3,
-        steps=2,
+        sampling=SamplingOptions(steps=2),
         batch_size=1,
         device="cpu",
     )

@@ -14,6 +14,7 @@ from PIL import Image
 from cxr_lightning.artifacts import product_sha256
 from cxr_lightning.cli import main
 from cxr_lightning.commands.generate import generate
+from cxr_lightning.commands.sampling import SamplingOptions
 from cxr_lightning.data.resize import Resize, read_grey
 from cxr_lightning.data.transforms import to_image, to_model
 from cxr_lightning.data.vocabulary import parse_condition
@@ -77,7 +78,7 @@ def test_the_ends_are_the_images_of_cxr_generate(run, products, tmp_path):
         condition="pneumonia",
         count=4,
         seed=3,
-        steps=2,
+        sampling=SamplingOptions(steps=2),
         batch_size=1,
         device="cpu",
     )
