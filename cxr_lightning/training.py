@@ -25,6 +25,7 @@ from cxr_lightning.callbacks.samples import SampleGrid
 from cxr_lightning.data.datamodule import CheXpertDataModule
 from cxr_lightning.errors import UserError
 from cxr_lightning.stages.base import Stage
+from cxr_lightning.stages.moco import MoCo
 from cxr_lightning.stages.precision import default_precision
 
 PLACES = ("root", "text_encoder", "resident")
@@ -139,6 +140,23 @@ class CxrCLI(LightningCLI):
         if self.config_init["fit"]["ckpt_path"] is None and last.is_file():
             check_same_run(Path(self.trainer.default_root_dir), config)
             self.config_init["fit"]["ckpt_path"] = str(last)
+
+    def before_validate(self) -> None:
+        """Warns where the numbers are of untrained networks."""
+        self._warn_of_untrained("validate")
+
+    def before_test(self) -> None:
+        """Likewise; stage 3 opens products."""
+        if not isinstance(self.model, MoCo):
+            self._warn_of_untrained("test")
+
+    def _warn_of_untrained(self, command: str) -> None:
+        if self.config_init[command]["ckpt_path"] is None:
+            last = Path(checkpoint_folder(self.trainer.default_root_dir)) / "last.ckpt"
+            rank_zero_warn(
+                "ckpt_path: null was given, so these numbers are of networks before training; name "
+                f"a checkpoint with --ckpt_path {last}."
+            )
 
 
 class SaveConfig(SaveConfigCallback):

@@ -239,6 +239,8 @@ def test_other_data_or_another_seed_into_the_same_run_is_refused(
 def test_other_stage_commands(command: str, runs: Path, prepared: Path) -> None:
     args = fit_args("ddpm", prepared, runs)
     main([command, *args[1:], f"--ckpt_path={runs}/ddpm/checkpoints/last.ckpt"])
+    with pytest.warns(UserWarning, match="before training; name a checkpoint with --ckpt_path"):
+        main([command, *args[1:]])
 
 
 def test_linear_evaluation_of_products_side_by_side(

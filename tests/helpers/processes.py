@@ -4,6 +4,7 @@ import csv
 import os
 import socket
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def run_main(args: Sequence[str], count: int = 1) -> None:
 def validate(
     stage: str, prepared: Path, folder: Path, processes: int, *flags: str
 ) -> dict[str, float]:
-    """Runs `cxr validate` on all validation images, and returns the metrics under the stage's name.
+    """Runs `cxr validate` of untrained networks on all validation images; the stage's metrics.
 
     Args:
         stage: `vae`, `ddpm`, ...
@@ -80,7 +81,9 @@ def validate(
         "--generation.extractor=null",
         *flags,
     ]
-    run_main(arguments, processes)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "ckpt_path: null")
+        run_main(arguments, processes)
     with (folder / "csv/version_0/metrics.csv").open() as file:
         (row,) = csv.DictReader(file)
     return {k: float(v) for k, v in row.items() if k.startswith(f"{stage}/valid/")}
