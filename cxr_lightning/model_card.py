@@ -25,6 +25,9 @@ PLACEHOLDER = "ORG/NAME"
 EVALUATION = ("<!-- evaluation -->", "<!-- end of evaluation -->")
 """Between them stands what was measured of the product."""
 
+UNMEASURED = "Not yet evaluated against real images"
+"""Begins what stands there before."""
+
 FEW = 100
 """Training images of an observation below which the card names it."""
 
@@ -145,6 +148,7 @@ def model_card(manifest: Mapping[str, Any], configs: Mapping[str, Mapping[str, A
         about=kind,
         name=PLACEHOLDER,
         markers=EVALUATION,
+        unmeasured=UNMEASURED,
         size=next((c["image_size"] for c in configs.values() if "image_size" in c), None),
         method=_method(manifest),
         configs=configs,
@@ -191,6 +195,14 @@ def complete_card(
         ) from error
     whole.data["license"] = license
     return str(whole)
+
+
+def missing_facts(card: str) -> list[str]:
+    """What readers of a shared card look for and do not find: licence, evaluation."""
+    front = card.removeprefix("---").partition("\n---")[0]
+    has_license = re.search(r"^license:", front, re.MULTILINE)
+    lacking = {"licence": not has_license, "evaluation": UNMEASURED in card}
+    return [name for name, is_lacking in lacking.items() if is_lacking]
 
 
 def _method(manifest: Mapping[str, Any]) -> str:

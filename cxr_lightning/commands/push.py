@@ -8,7 +8,7 @@ from typing import Any
 from cxr_lightning.artifacts import check_product, product_files, read_card
 from cxr_lightning.errors import UserError
 from cxr_lightning.hub import share
-from cxr_lightning.model_card import NAME, complete_card
+from cxr_lightning.model_card import NAME, complete_card, missing_facts
 from cxr_lightning.report.read import read_evaluations
 
 TEXTS = ("license*", "licence*", "notice*", "citation*", "*.md", "*.txt")
@@ -34,7 +34,8 @@ def push(
         repo: Where it goes, as org/name; made where it does not exist.
         evaluation: Folder made by 'cxr evaluate' of this generator's images; its headline goes into
             the card.
-        license: Its licence on the Hub, such as cc-by-nc-4.0; by default what the card says.
+        license: Its licence on the Hub, such as cc-by-nc-4.0; by default what README.md beside the
+            product says. That file stays as it is: give licence and evaluation at each push.
         private: Whether only you and your organisation may see it.
     """
     manifest = check_product(model, None, "model")
@@ -53,6 +54,8 @@ def push(
         more = f" and {len(left) - SHOWN} more" if len(left) > SHOWN else ""
         print(f"not sent, since it is no part of the product: {', '.join(left[:SHOWN])}{more}")
     print(f"{manifest['kind']} in {address}")
+    if lacking := missing_facts(card):
+        print(f"its card there has no {' and no '.join(lacking)}; push again to add what you have")
     print(
         f"It was trained on {_source(manifest)}: see that its terms let you share what was made "
         "from it, and measure whether it repeats patients (cxr evaluate --axes privacy)."

@@ -104,6 +104,20 @@ def test_the_card_goes_along_with_the_owners_words(hub, model):
     assert {f: f.read_bytes() for f in model.rglob("*") if f.is_file()} == before
 
 
+def test_what_the_card_lacks_is_said(hub, model, evaluate, capsys):
+    pushed = ["push", f"--model={model}", "--repo=me/chest"]
+    folder = evaluate(product_sha256(model))
+    for flags, said in (
+        ([], "no licence and no evaluation"),
+        ([f"--evaluation={folder}"], "no licence"),
+        (["--license=mit"], "no evaluation"),
+    ):
+        main([*pushed, *flags])
+        assert f"its card there has {said}; push again" in capsys.readouterr().out
+    main([*pushed, f"--evaluation={folder}", "--license=mit"])
+    assert "its card there" not in capsys.readouterr().out
+
+
 def test_a_product_of_an_earlier_version_gets_a_card(hub, model):
     (model / "README.md").unlink()
     for file in model.rglob("manifest.json"):
