@@ -40,11 +40,29 @@ SIGNS = (
 PLUS = r"(?:^|(?<=[\s,;]))\+(?=[a-z])"  # +effusion -pneumothorax
 MINUS = r"(?:^|(?<=[\s,;]))-(?=[a-z])"
 
+SIDED = (
+    r"\s+(?:pleural|eff|ptx|pneumothorax|sided?|lower|upper|middle|mid|lung|base|basal|basilar|apical"
+    r"|apex|lobe|hilar|rib)"
+)
+"""Begins of what follows an `l` or `r` that is a side."""
+
 SHORT_FORMS = (
     (r"\b(bilat|rt|lt|pl|pulm|mod|sm|eff)\.(?=\s*[a-z,])", r"\1 "),
+    (rf"\bl(?={SIDED})", "left"),
+    (rf"\br(?={SIDED})", "right"),
+    (r"\br\s?>\s?l\b", "R>L"),
+    (r"\bl\s?>\s?r\b", "L>R"),
     (r"\bp\.\s?a\.", "PA "),
     (r"\ba\.\s?p\.", "AP "),
 )
+
+
+LIST_MARK = r"\s*[,;/]\s*(?:(?:and|or)\b)?\s*"
+DENIED_LIST = re.compile(
+    r"\b(no(?:\s+(?:evidence|signs?)\s+of)?|without|negative\s+for|denies)\s*\(([^()]+)\)",
+    re.IGNORECASE,
+)
+"""A denial of what stands in brackets: no (pneumothorax, effusion)."""
 
 
 def clean(text: str) -> str:
@@ -55,6 +73,9 @@ def clean(text: str) -> str:
     plain = join_lines(unicodedata.normalize("NFKC", text).translate(CHARACTERS))
     for pattern, words in (*SHORT_FORMS, *SIGNS):
         plain = re.sub(pattern, words, plain, flags=re.IGNORECASE)
+    plain = DENIED_LIST.sub(
+        lambda found: f"{found[1]} {re.sub(LIST_MARK, ' or ', found[2])}", plain
+    )
     if re.search(PLUS, plain, flags=re.IGNORECASE):
         plain = re.sub(PLUS, " ", plain, flags=re.IGNORECASE)
         plain = re.sub(MINUS, "no ", plain, flags=re.IGNORECASE)

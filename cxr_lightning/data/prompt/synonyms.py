@@ -12,7 +12,8 @@ FINDINGS = {
     "Pleural Effusion": "effusion, pleural effusion, parapneumonic effusion, pleural fluid, "
     "hemothorax, haemothorax, hydrothorax, empyema, chylothorax",
     "Pleural Effusion+Pneumothorax": "hydropneumothorax, hemopneumothorax, haemopneumothorax",
-    "Cardiomegaly": "cardiomegaly, cardiac enlargement, heart enlargement, big heart, large heart",
+    "Cardiomegaly": "cardiomegaly, cardiac enlargement, heart enlargement, big heart, large heart, "
+    "huge heart, massive heart, bigger heart",
     "Enlarged Cardiomediastinum": "enlarged cardiomediastinum, mediastinal widening, "
     "widened mediastinum, wide mediastinum, mediastinal enlargement, mediastinal mass",
     "Edema": "edema, oedema, pulmonary edema, pulmonary oedema, interstitial edema, "
