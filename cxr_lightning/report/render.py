@@ -53,7 +53,7 @@ def write_report(evaluations: Sequence[Evaluation], out: Path) -> list[Path]:
         for suffix, text in pages.items():
             partial = out.with_name(f".{out.stem}{suffix}.{uuid.uuid4().hex}.partial")
             partials[out.with_suffix(suffix)] = partial
-            partial.write_text(text, encoding="utf-8")
+            partial.write_text(text, encoding="utf-8", errors="backslashreplace")
         for target, partial in partials.items():
             partial.replace(target)
     finally:
@@ -112,4 +112,5 @@ def data_uri(file: Path) -> str:
 
 def link(file: Path, folder: Path) -> str:
     """The way from a folder to a file, as a Markdown link holds it."""
-    return quote(Path(os.path.relpath(file, folder)).as_posix(), safe="/+=,~")
+    path = Path(os.path.relpath(file, folder)).as_posix()
+    return quote(os.fsencode(path), safe="/+=,~")

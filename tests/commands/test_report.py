@@ -29,6 +29,13 @@ def test_three_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert merged == {"evaluations": {"evaluation": minimal_metrics() | absent}}
 
 
+def test_names_that_are_no_text_are_shown_as_codes(tmp_path: Path) -> None:
+    folders = [write_evaluation(tmp_path / name) for name in ("set\udcff", "other")]
+    report(folders, tmp_path / "r.html")
+    for suffix in (".html", ".md"):
+        assert "udcff" in (tmp_path / f"r{suffix}").read_text(encoding="utf-8")
+
+
 def test_again_replaces_the_report(tmp_path: Path) -> None:
     folder = minimal(tmp_path / "evaluation")
     report(folder, tmp_path / "report.html")
