@@ -288,26 +288,34 @@ def _privacy(evaluation: Evaluation) -> AxisLine | None:
     note = "of the images flagged as copies" + (f", worst of {spaces} spaces" if spaces > 1 else "")
     if patients:
         note += f"; {max(r.value or 0.0 for r in patients):,.0f} training patients in flagged pairs"
-    found = [r for r in evaluation.select("exact_copies", "nearer_than_any") if r.passed is False]
-    verdict = _found_words(found) or _copy_words(worst, allowed)
-    if verdict.symbol != "worse":
-        flagged = any(r.value for r in rates)
-        verdict = (
-            _nearer_words(evaluation, verdict.text if flagged else "no image flagged") or verdict
-        )
-    trained_on_it = evaluation.look_up("real", "is_training_data")
-    if verdict.symbol != "worse" and trained_on_it is False:
-        verdict = OTHER_DATA
-    elif verdict.symbol == "ok" and trained_on_it is None:
-        verdict = UNKNOWN_DATA
     return AxisLine(
         "Privacy",
-        verdict,
+        _privacy_words(evaluation, rates, worst, allowed),
         percent(worst.value or 0.0),
         note,
         percent(allowed) if allowed is not None else "",
         "of real images of other patients" if allowed is not None else "",
     )
+
+
+def _privacy_words(
+    evaluation: Evaluation, rates: Sequence[Measurement], worst: Measurement, allowed: float | None
+) -> Verdict:
+    """The worst of what is said: single copies, rates of copies, the set as a whole."""
+    found = [r for r in evaluation.select("exact_copies", "nearer_than_any") if r.passed is False]
+    verdict = _found_words(found) or _copy_words(worst, allowed)
+    if verdict.symbol == "worse":
+        return verdict
+    copies = verdict.text if any(r.value for r in rates) else "no image flagged"
+    verdict = _nearer_words(evaluation, copies) or verdict
+    if verdict.symbol == "worse":
+        return verdict
+    trained_on_it = evaluation.look_up("real", "is_training_data")
+    if trained_on_it is False:
+        return OTHER_DATA
+    if verdict.symbol == "ok" and trained_on_it is None:
+        return UNKNOWN_DATA
+    return verdict
 
 
 def _found_words(found: Sequence[Measurement]) -> Verdict | None:
