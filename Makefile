@@ -64,7 +64,7 @@ distill: $(VENV)/installed  ## optional, not in pipeline: the fine-tuned generat
 	$(FIT) --model.init_args.generator $(RUNS)/finetune/product $(DISTILL_FLAGS)
 
 generate: $(VENV)/installed  ## the synthetic data set
-	test -d $(RUNS)/synthetic || $(CXR) generate --model $(RUNS)/finetune/product \
+	$(CXR) generate --model $(RUNS)/finetune/product \
 		--out $(RUNS)/synthetic --condition $(CONDITIONS) --count $(COUNT) $(GENERATE_FLAGS)
 
 evaluate: $(VENV)/installed  ## fidelity, representation, condition, utility, privacy

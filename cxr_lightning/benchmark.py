@@ -6,6 +6,7 @@ import tempfile
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
 from cxr_lightning.callbacks.throughput import Throughput
 from cxr_lightning.errors import UserError
@@ -29,7 +30,7 @@ def benchmark(args: list[str]) -> None:
 
     Takes the arguments of `fit`. The last line is the JSON; nothing is left behind.
     """
-    print(json.dumps(measure(args), indent=1))
+    _say(json.dumps(measure(args), indent=1))
 
 
 def benchmark_ladder(args: list[str]) -> None:
@@ -41,6 +42,7 @@ def benchmark_ladder(args: list[str]) -> None:
     Raises:
         UserError: If a rung is unknown.
     """
+    args = [part for a in args for part in (a.split("=", 1) if a.startswith("--ladder=") else [a])]
     place = args.index("--ladder")
     behind = next((i for i, a in enumerate(args) if i > place and a.startswith("-")), len(args))
     wanted = args[place + 1 : behind] or list(RUNGS)
@@ -53,7 +55,12 @@ def benchmark_ladder(args: list[str]) -> None:
         if rung in wanted:
             flags = [f"--{key}={value}" for key, value in settings.items()]
             figures = measure([*args[:place], *args[behind:], *flags])
-            print(json.dumps({"rung": rung, **figures}), flush=True)
+            _say(json.dumps({"rung": rung, **figures}))
+
+
+@rank_zero_only
+def _say(text: str) -> None:
+    print(text, flush=True)
 
 
 def measure(args: list[str]) -> dict[str, Any]:
@@ -73,6 +80,7 @@ def measure(args: list[str]) -> dict[str, Any]:
             "trainer.enable_progress_bar": "false",
             "trainer.enable_model_summary": "false",
             "trainer.logger": "false",
+            "export.folder": f"{folder}/product",
             "checkpoint.save_last": "false",
             "checkpoint.save_top_k": 0,
         }

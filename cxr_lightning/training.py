@@ -31,6 +31,9 @@ from cxr_lightning.stages.precision import default_precision
 PLACES = ("root", "text_encoder", "resident")
 """Arguments of the data that say where it is and not what it is."""
 
+PRODUCTS = ("autoencoder", "encoder", "generator", "imagenet")
+"""Arguments of the stages that do so."""
+
 NO_NEWS = (
     "LightningCLI's args parameter",  # it is meant so
     ".*does not have many workers",  # the loader reads in the main process
@@ -109,8 +112,8 @@ class CxrCLI(LightningCLI):
             trainer["precision"] = fast
         elif trainer["precision"] == "bf16-mixed" != fast:
             rank_zero_warn(
-                "trainer.precision: bf16-mixed is about ten times slower than 32-true on this CPU, "
-                "which has no instructions for it; use null, which takes what is fast."
+                "trainer.precision: bf16-mixed is much slower than 32-true on this device, which "
+                "has no instructions for it; use null, which takes what is fast."
             )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -203,7 +206,7 @@ def check_same_run(folder: Path, config: dict[str, Any]) -> None:
 def _identity(config: dict[str, Any]) -> dict[str, Any]:
     """What makes a run what it is, by argument."""
     model = config["model"]
-    arguments = model.get("init_args", {})
+    arguments = {k: v for k, v in model.get("init_args", {}).items() if k not in PRODUCTS}
     data = {k: v for k, v in config["data"].items() if k not in PLACES}
     return {
         "seed_everything": config["seed_everything"],

@@ -7,7 +7,7 @@ import cxr_lightning
 
 ROOT = Path(cxr_lightning.__file__).parent
 LAYERS = [
-    {"errors", "files", "markdown", "progress", "types"},
+    {"errors", "files", "markdown", "progress", "ranges", "types"},
     {"model_card", "hub"},
     {"artifacts"},
     {"data", "networks"},

@@ -218,6 +218,14 @@ def test_another_model_into_the_same_run_is_refused(
     assert "model.latent_dim" in capsys.readouterr().err
 
 
+def test_products_may_be_named_otherwise_by_now(runs: Path, prepared: Path) -> None:
+    named = f"--model.init_args.autoencoder={runs}/vae/../vae/product"
+    product = runs / "ddpm/product/manifest.json"
+    before = product.read_bytes()
+    main([*fit_args("ddpm", prepared, runs), named])
+    assert product.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("argument", "name"),
     [
@@ -274,8 +282,9 @@ def test_benchmark_prints_figures_and_leaves_nothing(
     runs: Path, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     args = fit_args("ddpm", prepared, runs)[1:]
-    before = sorted(path for path in runs.rglob("*"))
-    main(["benchmark", *args, f"--trainer.default_root_dir={tmp_path}/run"])
+    before = {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
+    kept = f"--export.folder={runs}/ddpm/product"
+    main(["benchmark", *args, f"--trainer.default_root_dir={tmp_path}/run", kept])
     said = capsys.readouterr().out
     figures = json.loads(said[said.index("{\n") :])
     assert figures["stage"] == "DDPM"
@@ -288,7 +297,7 @@ def test_benchmark_prints_figures_and_leaves_nothing(
     assert figures["mfu"] == pytest.approx(
         figures["tflops_per_second"] / figures["matmul_tflops_per_second"]
     )
-    assert sorted(path for path in runs.rglob("*")) == before
+    assert {path: path.stat().st_mtime_ns for path in runs.rglob("*")} == before
     assert not (tmp_path / "run").exists()
 
 
@@ -312,6 +321,8 @@ def test_the_ladder_adds_one_setting_after_the_other(
     assert asked[1] == [*args, *trainer, *(f"--acceleration.{s}" for s in faster)]
     main(["benchmark", *args, "--ladder"])
     assert len(asked) == 2 + 6
+    main(["benchmark", "--ladder=fp32", *args])
+    assert asked[8:] == asked[:1]
 
 
 def test_an_unknown_rung_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:

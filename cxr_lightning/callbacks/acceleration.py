@@ -27,10 +27,6 @@ class Acceleration(Callback):
         channels_last: Whether weights and feature maps are stored with the channels innermost, as
             the convolutions of a GPU want them; without `compile`, group norms undo it. Not on a
             CPU, where it is slower, and torch 2.14 was seen to crash in batch norm's gradient.
-
-    Raises:
-        UserError: If the backend is unknown or `inductor` finds no compiler here, or a mode is
-            given that the backend does not know.
     """
 
     def __init__(
@@ -40,8 +36,6 @@ class Acceleration(Callback):
         backend: str = "inductor",
         channels_last: bool = False,
     ) -> None:
-        if compile:
-            _check_backend(backend, mode)
         self.compile = compile
         self.mode = mode
         self.backend = backend
@@ -51,8 +45,9 @@ class Acceleration(Callback):
         """Prepares the networks for training, before they are distributed.
 
         Raises:
-            UserError: If the stage has no network that can be compiled, or a CPU is asked for
-                channels last.
+            UserError: If the backend is unknown or `inductor` finds no compiler here, a mode is
+                given that the backend does not know, the stage has no network that can be
+                compiled, or a CPU is asked for channels last.
         """
         if stage != "fit":
             return
@@ -66,6 +61,7 @@ class Acceleration(Callback):
             pl_module.to(memory_format=torch.channels_last)
         if not self.compile:
             return
+        _check_backend(self.backend, self.mode)
         networks = pl_module.compilable()
         if not networks:
             raise UserError(

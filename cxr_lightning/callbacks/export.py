@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 
 from cxr_lightning.artifacts import check_product, save_product
 from cxr_lightning.callbacks.generation import GenerationMetrics
@@ -56,8 +57,13 @@ class Export(Callback):
         A run that was killed after its last step may have left an older product, or none.
         """
         if self.monitor is not None and self.best is not None:
-            return
-        if self.trained or _step_of(self._product_folder(trainer)) != trainer.global_step:
+            if self.trained or self._exported(trainer) is not None:
+                return
+            rank_zero_warn(
+                f"export.monitor: the product of the best {self.monitor} is gone; the newest "
+                "networks take its place."
+            )
+        if self.trained or self._exported(trainer) != trainer.global_step:
             self._export(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
@@ -71,6 +77,15 @@ class Export(Callback):
 
     def _product_folder(self, trainer: Trainer) -> Path:
         return self.folder or Path(trainer.default_root_dir) / "product"
+
+    def _exported(self, trainer: Trainer) -> int | None:
+        """The step that the product was exported at; None where there is no whole one."""
+        try:
+            manifest = check_product(self._product_folder(trainer), None, "export.folder")
+        except UserError:
+            return None
+        step: int | None = manifest.get("step")
+        return step
 
     def _improved(self, trainer: Trainer) -> bool:
         assert self.monitor is not None
@@ -113,12 +128,3 @@ class Export(Callback):
                 "steps": product.sampling.steps,
             }
         save_product(self._product_folder(trainer), product.kind, product.networks, facts)
-
-
-def _step_of(folder: Path) -> int | None:
-    """The step that a product was exported at; None where there is no whole product."""
-    try:
-        step: int | None = check_product(folder, None, "export.folder").get("step")
-    except UserError:
-        return None
-    return step

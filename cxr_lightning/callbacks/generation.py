@@ -54,7 +54,7 @@ class GenerationMetrics(Callback):
         conditions: Health conditions that are scored by themselves too.
         count: New images, and at most as many reconstructions.
         batch_size: Images made at once on each process.
-        every: Measure at every so many-th validation.
+        every: Measure at every so many-th validation of a training.
         sampling: Sampler, steps and guidance; reconstructions are made without guidance.
 
     Attributes:
@@ -141,15 +141,14 @@ class GenerationMetrics(Callback):
         generator = pl_module.generator()
         if trainer.sanity_checking or generator is None:
             return
+        self.measured = trainer.state.fn != "fit" or self.validations % self.every == 0
         self.validations += 1
-        self.measured = (self.validations - 1) % self.every == 0
         if not self.measured:
             return
         pl_module.log_scalars(pl_module.split, self._measure(trainer, pl_module, generator), 1)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The same measurement, logged as `test`."""
-        self.validations = 0
         self.on_validation_epoch_end(trainer, pl_module)
 
     @torch.no_grad()

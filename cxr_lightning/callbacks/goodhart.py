@@ -40,13 +40,16 @@ class GoodhartStop(Callback):
         self.best = float("inf")
         self.own_at_best = float("inf")
         self.waited = 0
+        self.stopped = False
 
     def state_dict(self) -> dict[str, Any]:
-        """Best scores and how long ago."""
-        return {"best": self.best, "own_at_best": self.own_at_best, "waited": self.waited}
+        """Best scores and how long ago; whether that ended the training."""
+        names = ("best", "own_at_best", "waited", "stopped")
+        return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on waiting."""
+        """Goes on waiting; what was stopped stays so."""
+        self.stopped = state_dict.get("stopped", False)  # checkpoints before it was noted
         self.best = state_dict["best"]
         self.own_at_best = state_dict["own_at_best"]
         self.waited = state_dict["waited"]
@@ -76,6 +79,8 @@ class GoodhartStop(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes the scores before the first step as the first ones."""
+        if self.stopped and self.metrics is not None:
+            trainer.should_stop = True
         if self.metrics is not None and trainer.global_step == 0:
             start = self.metrics.start
             self.best, self.own_at_best = start[HELD_OUT + SCORE], start[SCORE]
@@ -95,7 +100,7 @@ class GoodhartStop(Callback):
         self.waited += 1
         assert self.patience is not None
         if self.waited >= self.patience and own < self.own_at_best:
-            trainer.should_stop = True
+            trainer.should_stop = self.stopped = True
             rank_zero_info(
                 f"goodhart: stopped at step {trainer.global_step}: the score of the held-out "
                 f"encoder has not been below {self.best:.4g} for {self.waited} validations, while "

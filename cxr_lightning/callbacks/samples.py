@@ -29,7 +29,7 @@ class SampleGrid(Callback):
     Args:
         count: Images in a row.
         conditions: Health conditions, a row each.
-        every: Draw at every so many-th validation.
+        every: Draw at every so many-th validation of a training.
         sampling: Sampler, steps and guidance; reconstructions are made without guidance.
     """
 
@@ -62,8 +62,9 @@ class SampleGrid(Callback):
         generator = pl_module.generator()
         if trainer.sanity_checking or generator is None:
             return
+        due = trainer.state.fn != "fit" or self.validations % self.every == 0
         self.validations += 1
-        if (self.validations - 1) % self.every or not trainer.is_global_zero:
+        if not due or not trainer.is_global_zero:
             return
         rows = pl_module.datamodule.rows["valid"][: self.count]
         batch = pl_module.datamodule.batch_of(rows, pl_module.device)

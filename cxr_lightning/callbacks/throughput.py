@@ -30,6 +30,7 @@ class Throughput(Callback):
     def __init__(self, warmup: int = 10) -> None:
         self.warmup = warmup
         self.counter: FlopCounterMode | None = None
+        self.counting = False
         self.waits: list[float] = []
         self.steps: list[float] = []
         self.images = 0
@@ -47,8 +48,8 @@ class Throughput(Callback):
         """Notes how long the batch was waited for."""
         self.began = _now(pl_module.device)
         self.images = len(batch.image) * trainer.world_size
-        if trainer.global_step == 0:
-            self.counter = FlopCounterMode(display=False)
+        if self.counter is None:  # of one batch, also where gradients are accumulated
+            self.counter, self.counting = FlopCounterMode(display=False), True
             torch.compiler.set_stance("force_eager")  # compiled kernels hide their operations
             self.counter.__enter__()
 
@@ -62,7 +63,8 @@ class Throughput(Callback):
     ) -> None:
         """Notes how long the step took."""
         now = _now(pl_module.device)
-        if trainer.global_step == 1 and self.counter is not None:
+        if self.counting and self.counter is not None:
+            self.counting = False
             self.counter.__exit__(None, None, None)
             torch.compiler.set_stance("default")
         if trainer.global_step > self.warmup:
@@ -77,7 +79,9 @@ class Throughput(Callback):
         step = float(torch.tensor(self.steps).median())
         assert self.counter is not None
         flops = self.counter.get_total_flops() * trainer.world_size
-        dtype = torch.bfloat16 if "bf16" in str(trainer.precision) else torch.float32
+        named = str(trainer.precision)
+        half = torch.bfloat16 if "bf16" in named else torch.float16
+        dtype = half if "16" in named else torch.float32
         peak = matmul_flops(pl_module.device, dtype) * trainer.world_size
         cuda = pl_module.device.type == "cuda"
         self.result = {

@@ -16,7 +16,6 @@ from cxr_lightning.commands.sampling import (
     USUAL,
     SamplingOptions,
     batches,
-    check_numbers,
     draw_all,
     open_generator,
     read_conditions,
@@ -35,6 +34,7 @@ from cxr_lightning.diffusion.interpolation import drawn_end, given_end
 from cxr_lightning.errors import UserError
 from cxr_lightning.metrics.classification import auroc
 from cxr_lightning.progress import progress_bar
+from cxr_lightning.ranges import check_range
 from cxr_lightning.types import OBSERVATIONS, Condition
 
 STRENGTHS = [-2.0, -1.0, 0.0, 1.0, 2.0]
@@ -109,8 +109,9 @@ def edit(
         device: cpu, cuda, cuda:1, ..., or auto.
     """
     strength = STRENGTHS if strength is None else strength
-    check_numbers({"rows": rows, "batch_size": batch_size})
-    check_numbers({"seed": seed}, least=0)
+    check_range("rows", rows, 1)
+    check_range("batch_size", batch_size, 1)
+    check_range("seed", seed, 0)
     check_outputs(out, singles)
     observation = _read_finding(finding)
     ((name, stated),) = read_conditions(condition, None).items()

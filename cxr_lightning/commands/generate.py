@@ -13,7 +13,6 @@ from cxr_lightning.commands.sampling import (
     USUAL,
     SamplingOptions,
     check_exclusive,
-    check_numbers,
     read_prompts,
     warn_of_unseen,
 )
@@ -29,6 +28,7 @@ from cxr_lightning.diffusion.samplers import Sampling
 from cxr_lightning.errors import UserError
 from cxr_lightning.hub import ProductSource, find_product
 from cxr_lightning.progress import progress_bar
+from cxr_lightning.ranges import check_range
 from cxr_lightning.synthesis.devices import Devices, Rank, choose_devices, find_rank
 from cxr_lightning.synthesis.folder import SyntheticFolder
 from cxr_lightning.synthesis.making import Plan, make_share
@@ -112,7 +112,12 @@ def generate(
     _check_exclusive({"condition": condition, "prompt": prompt, "like": like}, view, balance)
     if text_encoder is not None and prompt is None:
         raise UserError(f"text_encoder: {text_encoder} reads prompts; give --prompt too.")
-    _check_numbers(count, batch_size, seed, reject_tries, reject_threshold)
+    check_range("count", count, 1)
+    check_range("batch_size", batch_size, 1)
+    check_range("reject_tries", reject_tries, 1)
+    check_range("seed", seed, 0)
+    if reject_threshold is not None:
+        check_range("reject_threshold", reject_threshold, 0, 1, above=True, below=True)
     if format == "dicom":
         require_pydicom("format")
     rank = find_rank()
@@ -215,17 +220,6 @@ def _finish(plan: Plan) -> None:
     plan.folder.finish(plan.requests, facts)
     if plan.rejection is not None:
         print(describe_draws(counts, plan.rejection.tries))
-
-
-def _check_numbers(
-    count: int, batch_size: int, seed: int, tries: int, threshold: float | None
-) -> None:
-    check_numbers({"count": count, "batch_size": batch_size, "reject_tries": tries})
-    check_numbers({"seed": seed}, least=0)
-    if threshold is not None and not 0.0 < threshold < 1.0:
-        raise UserError(
-            f"reject_threshold: {threshold} is no threshold; give a number between 0 and 1."
-        )
 
 
 def _say_unjudged(rejection: Rejection | None) -> None:

@@ -11,7 +11,6 @@ from torch import Tensor
 from cxr_lightning.commands.sampling import (
     USUAL,
     SamplingOptions,
-    check_numbers,
     draw_all,
     open_generator,
     read_conditions,
@@ -22,6 +21,7 @@ from cxr_lightning.diffusion.generator import Generator
 from cxr_lightning.diffusion.interpolation import Curve, End, drawn_end, given_end
 from cxr_lightning.diffusion.interpolation import interpolate as between
 from cxr_lightning.errors import UserError
+from cxr_lightning.ranges import check_range
 from cxr_lightning.types import Condition
 
 Space = Literal["z", "noise", "both", "condition"]
@@ -72,9 +72,10 @@ def interpolate(
         batch_size: Images made at once.
         device: cpu, cuda, cuda:1, ..., or auto.
     """
-    check_numbers({"columns": columns}, least=2)
-    check_numbers({"rows": rows, "batch_size": batch_size})
-    check_numbers({"seed": seed}, least=0)
+    check_range("columns", columns, 2)
+    check_range("rows", rows, 1)
+    check_range("batch_size", batch_size, 1)
+    check_range("seed", seed, 0)
     check_outputs(out, singles)
     conditions = read_conditions(condition, prompt, most=2)
     space = _choose_space(space, images, len(conditions))

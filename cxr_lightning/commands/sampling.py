@@ -142,17 +142,6 @@ def draw_all(
     return torch.cat(drawn)
 
 
-def check_numbers(numbers: dict[str, int], least: int = 1) -> None:
-    """Raises an error if one of the arguments is below the least possible number.
-
-    Raises:
-        UserError: Names the argument.
-    """
-    for argument, value in numbers.items():
-        if value < least:
-            raise UserError(f"{argument}: {value} is not possible; use {least} or more.")
-
-
 def check_exclusive(sources: dict[str, Any]) -> Sequence[str]:
     """The arguments of these that were given, at most one.
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cxr_lightning.errors import UserError
+from cxr_lightning.ranges import check_range
 
 DRAWS = 8
 """Random numbers that one view takes: area, aspect ratio, centre x, centre y, angle, brightness,
@@ -54,10 +55,7 @@ class Augmentation:
             ("contrast", 1.0),
             ("flip", 1.0),
         ):
-            if not 0.0 <= (value := getattr(self, name)) <= top:
-                raise UserError(
-                    f"model.augmentation.{name}: {value} is out of range; use 0 to {top:g}."
-                )
+            check_range(f"model.augmentation.{name}", getattr(self, name), 0, top)
 
 
 Preset = Literal["cxr", "moco_cxr", "none"]

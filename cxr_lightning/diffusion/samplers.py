@@ -1,6 +1,5 @@
 """Samplers: from noise to image in exactly the number of steps asked for."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -20,6 +19,7 @@ from cxr_lightning.diffusion.solvers import (
 )
 from cxr_lightning.diffusion.spacing import Spacing, kept_times
 from cxr_lightning.errors import UserError
+from cxr_lightning.ranges import check_range
 
 SamplerName = Literal[
     "ddpm", "ddim", "dpmpp_2m", "dpmpp_3m", "sde_dpmpp_2m", "unipc", "consistency"
@@ -97,16 +97,14 @@ class Sampling:
             raise UserError(
                 f"steps: {self.steps} are too many for the sampler consistency; use 1 to {MOST}."
             )
-        if not math.isfinite(self.guidance) or self.guidance < 0.0:
-            raise UserError(f"guidance: {self.guidance} is not possible; use 0 or more.")
+        check_range("guidance", self.guidance, 0)
         low, high = read_interval(self.guidance_interval)
         if not 0.0 <= low < high <= 1.0:
             raise UserError(
                 f"guidance_interval: {low} to {high} is no interval of shares; give two numbers "
                 "from 0 to 1, the smaller first."
             )
-        if not 0.0 <= self.eta <= 1.0:
-            raise UserError(f"eta: {self.eta} is not possible; use 0 to 1.")
+        check_range("eta", self.eta, 0, 1)
         if self.eta > 0.0 and self.sampler != "ddim":
             raise UserError(
                 f"eta: {self.eta} has no effect on the sampler {self.sampler}; use ddim, or leave "

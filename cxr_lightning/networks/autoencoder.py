@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cxr_lightning.errors import UserError
 from cxr_lightning.networks.blocks import Downsample, ResBlock, Upsample, group_norm
+from cxr_lightning.ranges import check_range
 
 BOTTOM = range(4, 8)
 """Possible heights and widths of the smallest feature map, in pixels."""
@@ -37,8 +38,7 @@ class Autoencoder(nn.Module, PyTorchModelHubMixin):
     ) -> None:
         super().__init__()
         for name, size in (("width", width), ("latent_dim", latent_dim), ("channels", channels)):
-            if size < 1:
-                raise UserError(f"model.{name}: {size} is too small; use at least 1.")
+            check_range(f"model.{name}", size, 1)
         levels = halvings(image_size)
         bottom = image_size >> levels
         self.image_size = image_size

@@ -110,7 +110,7 @@ class Upsample(nn.Module):
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Group norm with 32 groups, or the largest smaller number that divides the channels."""
+    """Group norm with 32 groups, or the largest number that divides 32 and the channels."""
     return nn.GroupNorm(math.gcd(32, channels), channels, eps=1e-6)
 
 

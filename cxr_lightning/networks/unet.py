@@ -20,6 +20,7 @@ from cxr_lightning.networks.blocks import (
     zero_init,
 )
 from cxr_lightning.networks.condition import ConditionEmbedding, LatentEmbedding
+from cxr_lightning.ranges import check_range
 from cxr_lightning.types import Condition
 
 Form = Literal["form1", "form2", "uncond"]
@@ -83,6 +84,7 @@ class Denoiser(nn.Module, PyTorchModelHubMixin):
         text_dim: int = 0,
     ) -> None:
         super().__init__()
+        _check_settings(width, multipliers, blocks, timesteps, dropout)
         if (schedule, prediction) == ("zero_snr", "epsilon"):
             raise UserError(
                 "model.schedule: zero_snr ends in pure noise, where predicted noise tells nothing "
@@ -222,6 +224,26 @@ class Denoiser(nn.Module, PyTorchModelHubMixin):
         return torch.cat([state, shown, mask.expand(-1, -1, *y.shape[-2:])], dim=1)
 
 
+def _check_settings(
+    width: int, multipliers: list[int], blocks: int, timesteps: int, dropout: float
+) -> None:
+    check_range("model.width", width, 2)
+    if width % 2:
+        raise UserError(
+            f"model.width: {width} is odd, and the embedding of the time needs pairs; use "
+            f"{width + 1}."
+        )
+    if not multipliers:
+        raise UserError(
+            "model.multipliers: [] makes no level; give one number a level, such as [1, 2, 2, 2]."
+        )
+    for multiplier in multipliers:
+        check_range("model.multipliers", multiplier, 1)
+    check_range("model.blocks", blocks, 1)
+    check_range("model.timesteps", timesteps, 2)
+    check_range("model.dropout", dropout, 0, 1, below=True)
+
+
 def _sizes(image_size: int, multipliers: list[int], attention: list[int]) -> list[int]:
     """Feature-map height of each level, in pixels."""
     halvings = len(multipliers) - 1
@@ -234,8 +256,9 @@ def _sizes(image_size: int, multipliers: list[int], attention: list[int]) -> lis
     absent = [size for size in attention if size not in sizes]
     if absent:
         raise UserError(
-            f"model.attention: no feature map is {absent[0]} pixels high; the levels have "
-            f"{', '.join(map(str, sizes))}."
+            f"model.attention: no feature map is {absent[0]} pixels high; name heights among "
+            f"{', '.join(map(str, sizes))}, as --model.init_args.attention '[{sizes[-1]}]', or "
+            "give model.multipliers another number of levels."
         )
     return sizes
 

@@ -19,6 +19,7 @@ from cxr_lightning.data.datamodule import CheXpertDataModule, Split
 from cxr_lightning.diffusion.generator import Generator
 from cxr_lightning.diffusion.samplers import Sampling
 from cxr_lightning.errors import UserError
+from cxr_lightning.ranges import check_range
 from cxr_lightning.types import Batch
 
 Decay = Literal["constant", "cosine"]
@@ -52,10 +53,14 @@ class Stage(LightningModule, ABC):
         optimizer: Called with the trainable parameters.
         warmup_steps: Steps of linear learning-rate warm-up.
         decay: Learning rate after warm-up: `constant`, or `cosine` to zero at the last step.
+
+    Raises:
+        UserError: If there are fewer than 0 steps.
     """
 
     def __init__(self, optimizer: OptimizerCallable, warmup_steps: int, decay: Decay) -> None:
         super().__init__()
+        check_range("model.warmup_steps", warmup_steps, 0)
         self.optimizer = optimizer
         self.warmup_steps = warmup_steps
         self.decay = decay

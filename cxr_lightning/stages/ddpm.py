@@ -12,10 +12,12 @@ from cxr_lightning.data.text_encoder import TextEncoder
 from cxr_lightning.diffusion.priors import LatentPrior, PriorKind
 from cxr_lightning.errors import UserError
 from cxr_lightning.networks.autoencoder import Autoencoder
+from cxr_lightning.networks.gather import first_rank
 from cxr_lightning.networks.unet import Denoiser, Form, Prediction, Schedule
+from cxr_lightning.ranges import check_range
 from cxr_lightning.stages.base import Decay, default_optimizer
 from cxr_lightning.stages.denoising import DenoisingStage, check_gamma, fit_prior
-from cxr_lightning.stages.draws import fixed_draws, random_draws, random_drop
+from cxr_lightning.stages.draws import fixed_draws, random_draws
 from cxr_lightning.stages.generator_in_training import GeneratorInTraining
 from cxr_lightning.types import Batch
 
@@ -55,8 +57,8 @@ class DDPM(DenoisingStage):
         decay: Learning rate after warm-up: `constant` or `cosine`.
 
     Raises:
-        UserError: If the autoencoder's product is missing, wrong, or of another image size, or the
-            latent prior cannot look at texts.
+        UserError: If the autoencoder's product is missing, wrong, or of another image size, the
+            latent prior cannot look at texts, or a value is out of its range or has no effect.
     """
 
     def __init__(
@@ -85,7 +87,12 @@ class DDPM(DenoisingStage):
         warmup_steps: int = 0,
         decay: Decay = "constant",
     ) -> None:
-        super().__init__(optimizer, warmup_steps, decay)
+        super().__init__(optimizer, warmup_steps, decay, drop_field, drop_condition, drop_text)
+        if form == "uncond" and (show_latent or drop_reconstruction):
+            raise UserError(
+                "model.form: uncond has no latent code and no x_hat, which model.show_latent and "
+                "model.drop_reconstruction are about; leave these out, or use form1 or form2."
+            )
         self.parents: dict[str, str] = {}
         network = self._load_autoencoder(autoencoder, form, image_size)
         text_dim = self._load_text_encoder(text_encoder, form, prior)
@@ -108,9 +115,7 @@ class DDPM(DenoisingStage):
             latent = LatentPrior(latent_dim=network.latent_dim, kind=prior, text_dim=text_dim)
         self.networks = GeneratorInTraining(denoiser, network, ema_decay, latent)
         self.min_snr_gamma = check_gamma(min_snr_gamma, schedule)
-        self.drop_field = drop_field
-        self.drop_condition = drop_condition
-        self.drop_text = drop_text
+        check_range("model.drop_reconstruction", drop_reconstruction, 0, 1)
         self.drop_reconstruction = drop_reconstruction
 
     @property
@@ -122,15 +127,13 @@ class DDPM(DenoisingStage):
         """Fits the latent prior to the training images; the same on every rank."""
         fit_prior(self.networks, self.datamodule, self.device)
         if self.networks.prior is not None:  # kernels of one device may round differently
-            state = self.trainer.strategy.broadcast(self.networks.prior.state_dict())
-            self.networks.prior.load_state_dict(state)
+            for value in self.networks.prior.state_dict().values():
+                first_rank(value)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         """Mean squared error of the predicted noise, conditions dropped image by image."""
         count = len(batch.image)
-        condition = random_drop(
-            self, batch.condition, self.drop_field, self.drop_condition, self.drop_text
-        )
+        condition = self.drop(batch.condition)
         draws = random_draws(self, self.networks, count, self.drop_reconstruction)
         loss = self.networks.denoise(batch.image, condition, draws).loss(self.min_snr_gamma)
         self.log_scalars("train", {"loss": loss}, count)

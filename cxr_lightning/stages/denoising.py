@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from jaxtyping import UInt8
+from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
 from cxr_lightning.data.datamodule import CheXpertDataModule
@@ -17,13 +18,23 @@ from cxr_lightning.diffusion.samplers import Sampling
 from cxr_lightning.errors import UserError
 from cxr_lightning.networks.autoencoder import sample_latent
 from cxr_lightning.networks.unet import Schedule
-from cxr_lightning.stages.base import Product, Stage
+from cxr_lightning.ranges import check_range
+from cxr_lightning.stages.base import Decay, Product, Stage
+from cxr_lightning.stages.draws import random_drop
 from cxr_lightning.stages.generator_in_training import GeneratorInTraining
 from cxr_lightning.types import Batch, Condition
 
 
 class DenoisingStage(Stage, ABC):
     """A stage that trains the denoiser of a generator, and hands the generator over.
+
+    Args:
+        optimizer: See `Stage`, as the next two.
+        warmup_steps: Likewise.
+        decay: Likewise.
+        drop_field: Probability, per image and field, that a field of the condition is unknown.
+        drop_condition: Probability, per image, that the whole condition is unknown.
+        drop_text: Probability, per image, that the text alone is unknown.
 
     Attributes:
         networks: The generator; set by the stage.
@@ -34,6 +45,27 @@ class DenoisingStage(Stage, ABC):
     networks: GeneratorInTraining
     parents: dict[str, str]
     sampling: Sampling | None = None
+
+    def __init__(
+        self,
+        optimizer: OptimizerCallable,
+        warmup_steps: int,
+        decay: Decay,
+        drop_field: float,
+        drop_condition: float,
+        drop_text: float,
+    ) -> None:
+        super().__init__(optimizer, warmup_steps, decay)
+        check_range("model.drop_field", drop_field, 0, 1)
+        check_range("model.drop_condition", drop_condition, 0, 1)
+        check_range("model.drop_text", drop_text, 0, 1)
+        self.drop_field = drop_field
+        self.drop_condition = drop_condition
+        self.drop_text = drop_text
+
+    def drop(self, condition: Condition) -> Condition:
+        """A training batch's condition, with fields and texts made unknown at random."""
+        return random_drop(self, condition, self.drop_field, self.drop_condition, self.drop_text)
 
     def product(self) -> Product:
         """The generator, with averaged weights."""

@@ -12,9 +12,10 @@ from cxr_lightning.diffusion.generator import Generator
 from cxr_lightning.diffusion.samplers import Sampling
 from cxr_lightning.errors import UserError
 from cxr_lightning.losses.consistency import consistency_loss
+from cxr_lightning.ranges import check_range
 from cxr_lightning.stages.base import Decay, default_optimizer
 from cxr_lightning.stages.denoising import DenoisingStage, load_generator, text_parent
-from cxr_lightning.stages.draws import fixed_draws, random_draws, random_drop
+from cxr_lightning.stages.draws import fixed_draws, random_draws
 from cxr_lightning.stages.generator_in_training import Draws, GeneratorInTraining
 from cxr_lightning.types import Batch, Condition
 
@@ -66,8 +67,10 @@ class ConsistencyTuning(DenoisingStage):
         warmup_steps: int = 0,
         decay: Decay = "constant",
     ) -> None:
-        super().__init__(optimizer, warmup_steps, decay)
-        _check_settings(halve_every, smallest_gap, huber)
+        super().__init__(optimizer, warmup_steps, decay, drop_field, drop_condition, drop_text)
+        check_range("model.halve_every", halve_every, 1)
+        check_range("model.smallest_gap", smallest_gap, 0, 0.5, above=True)
+        check_range("model.huber", huber, 0)
         start = _load_generator(generator, image_size)
         self.parents = {"generator": start.manifest["sha256"]}
         self.parents |= text_parent(start.manifest, text_encoder)
@@ -78,9 +81,6 @@ class ConsistencyTuning(DenoisingStage):
         self.halve_every = halve_every
         self.smallest_gap = smallest_gap
         self.huber = huber
-        self.drop_field = drop_field
-        self.drop_condition = drop_condition
-        self.drop_text = drop_text
 
     @property
     def name(self) -> str:
@@ -93,9 +93,7 @@ class ConsistencyTuning(DenoisingStage):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         """The consistency loss of a batch at the gap of this step."""
-        condition = random_drop(
-            self, batch.condition, self.drop_field, self.drop_condition, self.drop_text
-        )
+        condition = self.drop(batch.condition)
         draws = random_draws(self, self.networks, len(batch.image))
         gap = gap_at(self.global_step, self.halve_every, self.smallest_gap)
         loss = self._loss(batch.image, condition, draws, gap)
@@ -124,17 +122,6 @@ class ConsistencyTuning(DenoisingStage):
         pair = self.networks.estimates(image, condition, draws, earlier, averaged=averaged)
         a_t = self.networks.alpha_bar[draws.t]
         return consistency_loss(*pair, a_t, draws.t, earlier, self.huber)
-
-
-def _check_settings(halve_every: int, smallest_gap: float, huber: float) -> None:
-    if halve_every < 1:
-        raise UserError(f"model.halve_every: {halve_every} is not possible; use 1 or more.")
-    if not 0.0 < smallest_gap <= 0.5:
-        raise UserError(
-            f"model.smallest_gap: {smallest_gap} is not possible; use more than 0, at most 0.5."
-        )
-    if not 0.0 <= huber < float("inf"):
-        raise UserError(f"model.huber: {huber} is not possible; use 0 or more.")
 
 
 def _load_generator(folder: Path, image_size: int) -> Generator:

@@ -22,9 +22,10 @@ from cxr_lightning.losses.representation import (
 )
 from cxr_lightning.networks.encoder import Encoder
 from cxr_lightning.networks.frozen import Frozen, eval_mode
+from cxr_lightning.ranges import check_range
 from cxr_lightning.stages.base import Decay, default_optimizer
 from cxr_lightning.stages.denoising import DenoisingStage, check_gamma, load_generator, text_parent
-from cxr_lightning.stages.draws import fixed_draws, random_draws, random_drop
+from cxr_lightning.stages.draws import fixed_draws, random_draws
 from cxr_lightning.stages.generator_in_training import Denoised, Draws, GeneratorInTraining
 from cxr_lightning.types import Batch, Condition
 
@@ -116,8 +117,11 @@ class Finetune(DenoisingStage):
         warmup_steps: int = 0,
         decay: Decay = "constant",
     ) -> None:
-        super().__init__(optimizer, warmup_steps, decay)
-        _check_settings(representation_weight, representation_warmup_steps, reverse_steps, snr_min)
+        super().__init__(optimizer, warmup_steps, decay, drop_field, drop_condition, drop_text)
+        check_range("model.representation_weight", representation_weight, 0)
+        check_range("model.representation_warmup_steps", representation_warmup_steps, 0)
+        check_range("model.reverse_steps", reverse_steps, 2)
+        check_range("model.snr_min", snr_min, 0)
         start = load_generator(generator, image_size)
         self.parents = {
             "generator": start.manifest["sha256"],
@@ -139,9 +143,6 @@ class Finetune(DenoisingStage):
         self.reverse_steps = reverse_steps
         self.min_snr_gamma = check_gamma(min_snr_gamma, denoiser.schedule)
         self.snr_min = snr_min
-        self.drop_field = drop_field
-        self.drop_condition = drop_condition
-        self.drop_text = drop_text
         self.ratios: list[Tensor] = []
         self.mean_diffusion, self.mean_representation = MeanMetric(), MeanMetric()
         self.warned = False
@@ -165,9 +166,7 @@ class Finetune(DenoisingStage):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         """Diffusion loss plus weighted representation loss of a batch."""
-        condition = random_drop(
-            self, batch.condition, self.drop_field, self.drop_condition, self.drop_text
-        )
+        condition = self.drop(batch.condition)
         draws = random_draws(self, self.networks, len(batch.image))
         denoised = self.networks.denoise(batch.image, condition, draws)
         diffusion = denoised.loss(self.min_snr_gamma)
@@ -330,24 +329,3 @@ def _load_encoder(folder: Path, image_size: int) -> Encoder:
             f"on images of {image_size} pixels."
         )
     return encoder
-
-
-def _check_settings(weight: float, warmup_steps: int, reverse_steps: int, snr_min: float) -> None:
-    if not 0.0 <= weight < float("inf"):
-        raise UserError(
-            f"model.representation_weight: {weight} is not possible; use 0 (no representation "
-            "loss) or more, such as 0.3."
-        )
-    if warmup_steps < 0:
-        raise UserError(
-            f"model.representation_warmup_steps: {warmup_steps} is negative; use 0 or more."
-        )
-    if reverse_steps < 2:
-        raise UserError(
-            f"model.reverse_steps: {reverse_steps} is too few; use 2 or more, or mode x0 for one."
-        )
-    if not 0.0 <= snr_min < float("inf"):
-        raise UserError(
-            f"model.snr_min: {snr_min} is not possible; use 0 (all steps count) or more, such as "
-            "0.25."
-        )

@@ -21,6 +21,7 @@ from cxr_lightning.networks.autoencoder import Autoencoder, sample_latent
 from cxr_lightning.networks.frozen import Frozen
 from cxr_lightning.networks.momentum import momentum_copy, momentum_update
 from cxr_lightning.networks.unet import Denoiser, Prediction
+from cxr_lightning.ranges import check_range
 from cxr_lightning.types import Condition
 
 
@@ -104,6 +105,7 @@ class GeneratorInTraining(nn.Module):
         prior: LatentPrior | None = None,
     ) -> None:
         super().__init__()
+        check_range("model.ema_decay", decay, 0, 1, below=True)
         self.denoiser = denoiser
         self.average = momentum_copy(denoiser)
         self.autoencoder = None if autoencoder is None else Frozen(autoencoder)

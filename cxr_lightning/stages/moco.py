@@ -43,14 +43,12 @@ from cxr_lightning.networks.momentum import (
     momentum_update,
     momentum_update_buffers,
 )
+from cxr_lightning.ranges import check_range
 from cxr_lightning.stages.base import Decay, Product, Stage
 from cxr_lightning.stages.moco_clustering import (
     Clustering,
-    at_least,
     check_categories,
     image_shares,
-    positive,
-    share,
 )
 from cxr_lightning.stages.moco_linear import TRAINED, Judged, evaluate_encoders, open_encoders
 from cxr_lightning.stages.moco_monitors import MONITORED, Monitors, Seen
@@ -134,11 +132,11 @@ class MoCo(Stage):
     ) -> None:
         super().__init__(optimizer, warmup_steps, decay)
         for name, size in (("image_size", image_size), ("width", width), ("dim", dim)):
-            at_least(name, size, 1)
-        at_least("queue_size", queue_size, 1)
-        at_least("group_size", group_size, 2)
-        share("momentum", momentum)
-        positive("temperature", temperature)
+            check_range(f"model.{name}", size, 1)
+        check_range("model.queue_size", queue_size, 1)
+        check_range("model.group_size", group_size, 2)
+        check_range("model.momentum", momentum, 0, 1, below=True)
+        check_range("model.temperature", temperature, 0, above=True)
         self.temperature = temperature
         self.momentum = momentum
         self.queue_size = queue_size

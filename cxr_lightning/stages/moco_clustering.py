@@ -12,24 +12,7 @@ from cxr_lightning.data.categories import CATEGORIES, Scheme, category_weights, 
 from cxr_lightning.data.datamodule import CheXpertDataModule
 from cxr_lightning.errors import UserError
 from cxr_lightning.losses.clustering import Form
-
-
-def at_least(name: str, value: float | int, least: float | int) -> None:
-    """Raises UserError for a number below `least`, or NaN."""
-    if not value >= least:
-        raise UserError(f"model.{name}: {value} is too small; use at least {least}.")
-
-
-def share(name: str, value: float) -> None:
-    """Raises UserError unless 0 <= value < 1."""
-    if not 0.0 <= value < 1.0:
-        raise UserError(f"model.{name}: {value} is out of range; use 0 to below 1, such as 0.99.")
-
-
-def positive(name: str, value: float) -> None:
-    """Raises UserError unless value > 0."""
-    if not value > 0.0:
-        raise UserError(f"model.{name}: {value} must be above 0; use 0.2, as MoCo v2 does.")
+from cxr_lightning.ranges import check_range
 
 
 @dataclass(frozen=True)
@@ -64,12 +47,12 @@ class Clustering:
     minority: bool = False
 
     def __post_init__(self) -> None:
-        at_least("clustering.weight", self.weight, 0.0)
-        at_least("clustering.clusters", self.clusters, 2)
-        at_least("clustering.warmup_steps", self.warmup_steps, 0)
-        at_least("clustering.ramp_steps", self.ramp_steps, 0)
-        share("clustering.momentum", self.momentum)
-        positive("clustering.temperature", self.temperature)
+        check_range("model.clustering.weight", self.weight, 0)
+        check_range("model.clustering.clusters", self.clusters, 2)
+        check_range("model.clustering.warmup_steps", self.warmup_steps, 0)
+        check_range("model.clustering.ramp_steps", self.ramp_steps, 0)
+        check_range("model.clustering.momentum", self.momentum, 0, 1, below=True)
+        check_range("model.clustering.temperature", self.temperature, 0, above=True)
         if self.scheme in CATEGORIES:
             self.check_minority(len(CATEGORIES[self.scheme]))
 

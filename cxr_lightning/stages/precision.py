@@ -28,5 +28,7 @@ def default_precision(device_type: str) -> Precision:
 def cpu_has_bf16() -> bool:
     """Whether this CPU has instructions for products of bfloat16."""
     if platform.machine() in ("arm64", "aarch64"):
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        # without oneDNN, as on a Mac, torch has no such function and computes in it slowly
+        has_onednn = torch.backends.mkldnn.is_available()
+        return has_onednn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

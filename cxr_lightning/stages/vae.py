@@ -12,10 +12,10 @@ from torchmetrics.image import PeakSignalNoiseRatio
 from cxr_lightning.data.transforms import to_image
 from cxr_lightning.diffusion.generator import Generator
 from cxr_lightning.diffusion.priors import LatentPrior
-from cxr_lightning.errors import UserError
 from cxr_lightning.losses.vae import structural_similarity, vae_loss
 from cxr_lightning.metrics.active_units import ActiveUnits
 from cxr_lightning.networks.autoencoder import Autoencoder, sample_latent
+from cxr_lightning.ranges import check_range
 from cxr_lightning.stages.base import Decay, Product, Stage, default_optimizer
 from cxr_lightning.types import Batch
 
@@ -60,9 +60,9 @@ class VAE(Stage):
         decay: Decay = "constant",
     ) -> None:
         super().__init__(optimizer, warmup_steps, decay)
-        _not_negative("beta", beta)
-        _not_negative("beta_warmup_steps", beta_warmup_steps)
-        _not_negative("ssim_weight", ssim_weight)
+        check_range("model.beta", beta, 0)
+        check_range("model.beta_warmup_steps", beta_warmup_steps, 0)
+        check_range("model.ssim_weight", ssim_weight, 0)
         self.autoencoder = Autoencoder(image_size=image_size, width=width, latent_dim=latent_dim)
         self.latent_dim = latent_dim
         self.beta = beta
@@ -143,8 +143,3 @@ def image_mean() -> MeanMetric:
     processes (github.com/Lightning-AI/pytorch-lightning/issues/21859).
     """
     return MeanMetric(nan_strategy="disable")
-
-
-def _not_negative(name: str, value: float | int) -> None:
-    if not value >= 0:
-        raise UserError(f"model.{name}: {value} is not possible; use 0 (none) or more.")

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import jaxtyping
 import pytest
@@ -227,16 +228,21 @@ def test_stage_5_is_not_compiled(
         ({"backend": "aot_eager", "mode": "max-autotune"}, "acceleration.mode: aot_eager has no"),
     ],
 )
-def test_mistakes(settings: dict[str, Any], message: str) -> None:
+def test_mistakes(
+    stages: dict[str, Make], fit: Callable[..., Stage], settings: dict[str, Any], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
-        Acceleration(compile=True, **settings)
-    Acceleration(**settings)  # nothing is compiled, so nothing is looked for
+        fit(stages["vae"], compile=True, **settings)
+    fit(stages["vae"], **settings)  # nothing is compiled, so nothing is looked for
 
 
-def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler(
+    stages: dict[str, Make], fit: Callable[..., Stage], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(UserError, match="acceleration.compile: torch.compile needs a C compiler"):
-        Acceleration(compile=True)
-    Acceleration(**TRACED)
+        fit(stages["vae"], compile=True)
+    Acceleration(compile=True).setup(Mock(spec=Trainer), stages["vae"](), "validate")
+    fit(stages["vae"], **TRACED)

@@ -148,6 +148,15 @@ def test_a_key_that_is_not_logged_is_refused_with_those_that_are(module, datamod
         trainer.fit(module, datamodule=datamodule)
 
 
+def test_a_best_product_that_is_gone_is_replaced_by_the_newest(module, tmp_path):
+    export = Steps(monitor="vae/valid/loss")
+    export.load_state_dict({"monitor": "vae/valid/loss", "best": -1.0})
+    trainer = Mock(spec=Trainer, global_step=7, default_root_dir=str(tmp_path))
+    with pytest.warns(UserWarning, match="export.monitor: the product of the best .* is gone"):
+        export.on_fit_end(trainer, module)
+    assert export.steps == [7]
+
+
 def test_goes_to_the_folder_asked_for(module, datamodule, quiet_trainer, tmp_path):
     trainer = quiet_trainer(
         max_steps=1, limit_val_batches=0, callbacks=[Export(folder=tmp_path / "a" / "b")]

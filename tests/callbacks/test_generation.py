@@ -103,6 +103,9 @@ def test_every_second_validation_and_no_extractor(products, datamodule, quiet_tr
     metrics._measure_reconstructions = noted
     trainer.fit(VAE(image_size=32, width=4, latent_dim=6), datamodule=datamodule)
     assert seen == [1, 3]
+    metrics.validations = 1  # as from a checkpoint
+    module = VAE(image_size=32, width=4, latent_dim=6)
+    assert "vae/valid/rrs" in trainer.validate(module, datamodule=datamodule, verbose=False)[0]
     assert "vae/valid/rrs" in trainer.callback_metrics
     assert not any("floor" in key for key in trainer.callback_metrics)  # the VAE itself trains
     assert not any("fid" in key for key in trainer.callback_metrics)

@@ -77,6 +77,19 @@ def test_waiting_survives_a_resume():
     assert validate(second, 0.2, 0.6)
 
 
+def test_what_was_stopped_stays_so():
+    first = watched(1, start=(0.4, 0.5))
+    assert validate(first, 0.3, 0.6)
+    second = watched(1, start=(9.0, 9.0))
+    second.stop.load_state_dict(first.stop.state_dict())
+    second.stop.on_train_start(second.trainer, second.stage)
+    assert second.trainer.should_stop
+    without = watched(None, start=(9.0, 9.0))
+    without.stop.load_state_dict(first.stop.state_dict())
+    without.stop.on_train_start(without.trainer, without.stage)
+    assert not without.trainer.should_stop
+
+
 @pytest.mark.parametrize(("patience", "watches"), [(None, True), (2, False)])
 def test_without_held_out_encoder_or_patience_there_is_no_stop(patience, watches, caplog):
     with caplog.at_level("INFO"):

@@ -54,6 +54,10 @@ def test_the_ddpm_adds_the_refined_images(products, datamodule, quiet_trainer, t
     # every second validation, the first included
     assert set(drawn) == {f"ddpm-{k}-000000{step}.png" for k in kinds for step in (1, 3)}
     assert drawn["ddpm-generated-0000001.png"].shape == (side(1), side(2))
+    grid.validations = 1  # as from a checkpoint
+    (tmp_path / "samples" / "ddpm-generated-0000003.png").unlink()
+    trainer.validate(module, datamodule=datamodule, verbose=False)
+    assert "ddpm-generated-0000003.png" in pictures(tmp_path)
     if form != "uncond":
         assert drawn["ddpm-reconstructed-0000001.png"].shape == (side(3), side(2))
 

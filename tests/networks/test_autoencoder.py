@@ -64,7 +64,7 @@ def test_sizes_that_do_not_halve_are_refused(size):
 
 @pytest.mark.parametrize("name", ["width", "latent_dim", "channels"])
 def test_numbers_below_one_are_refused(name):
-    with pytest.raises(UserError, match=rf"^model\.{name}: 0 is too small; use at least 1\.$"):
+    with pytest.raises(UserError, match=rf"^model\.{name}: 0 is not possible; use 1 or more\.$"):
         Autoencoder(**{"image_size": 32, name: 0})
 
 

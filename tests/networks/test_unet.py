@@ -56,13 +56,30 @@ def test_attention_is_at_the_requested_pixel_heights_and_in_the_middle_only(atte
 
 @pytest.mark.parametrize("attention", [[64], [4], [16, 7]])
 def test_an_attention_height_that_does_not_occur_is_refused(attention):
-    with pytest.raises(UserError, match=rf"^model\.attention: .* {attention[-1]} .*32, 16, 8\.$"):
+    with pytest.raises(UserError, match=rf"^model\.attention: .* {attention[-1]} .*32, 16, 8, as"):
         Denoiser(image_size=32, width=4, multipliers=[1, 1, 1], attention=attention)
 
 
 def test_a_size_that_cannot_be_halved_is_refused():
     with pytest.raises(UserError, match=r"^model\.image_size: 36 .* multiple of 8\.$"):
         Denoiser(image_size=36, width=4, multipliers=[1, 1, 1, 1], attention=[])
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"width": 7}, "width: 7 is odd.* use 8"),
+        ({"width": 0}, "width: 0 is not possible"),
+        ({"multipliers": []}, r"multipliers: \[\] makes no level"),
+        ({"multipliers": [1, 0]}, "multipliers: 0 is not possible"),
+        ({"blocks": 0}, "blocks: 0 is not possible"),
+        ({"timesteps": 1}, "timesteps: 1 is not possible; use 2 or more"),
+        ({"dropout": 1.0}, "dropout: 1.0 is not possible; use 0 to below 1"),
+    ],
+)
+def test_settings_out_of_their_range(setting, message):
+    with pytest.raises(UserError, match=rf"^model\.{message}"):
+        Denoiser(image_size=32, attention=[], **setting)
 
 
 @pytest.mark.parametrize("form", ["form1", "form2", "uncond"])

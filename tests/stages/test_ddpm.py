@@ -210,7 +210,6 @@ def test_product_is_the_averaged_denoiser_with_its_autoencoder_and_prior(make, p
 
 def test_the_latent_code_is_shown_where_asked(make, prepared, quiet_trainer):
     assert make().networks.denoiser.latent is None
-    assert make(form="uncond", autoencoder=None, show_latent=True).networks.denoiser.latent is None
     module = make(show_latent=True)
     before = module.networks.denoiser.latent.code.weight.clone()
     quiet_trainer(max_steps=3).fit(module, datamodule=data(prepared))
@@ -236,6 +235,24 @@ def test_reports_are_learned_from_where_there_is_a_text_encoder(
 def test_a_prior_that_looks_at_no_texts_is_refused_beside_a_text_encoder(make, tmp_path):
     with pytest.raises(UserError, match=r"^model\.prior: gaussian does not look at texts"):
         make(text_encoder=tmp_path, prior="gaussian")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"drop_field": -1.0}, r"drop_field: -1.0 is not possible; use 0 to 1\."),
+        ({"drop_condition": 2.0}, "drop_condition: 2.0"),
+        ({"drop_text": float("nan")}, "drop_text: nan"),
+        ({"drop_reconstruction": 1.5}, "drop_reconstruction: 1.5"),
+        ({"ema_decay": 1.0}, r"ema_decay: 1.0 is not possible; use 0 to below 1\."),
+        ({"warmup_steps": -1}, r"warmup_steps: -1 is not possible; use 0 or more\."),
+        ({"form": "uncond", "show_latent": True}, "form: uncond has no latent code"),
+        ({"form": "uncond", "drop_reconstruction": 0.1}, "form: uncond has no latent code"),
+    ],
+)
+def test_settings_out_of_their_range_or_without_effect(products, setting, message):
+    with pytest.raises(UserError, match=rf"^model\.{message}"):
+        DDPM(products / "autoencoder", 32, width=8, attention=[8], **setting)
 
 
 def test_an_autoencoder_is_needed_unless_unconditional(make):

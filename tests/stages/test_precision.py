@@ -45,6 +45,16 @@ def test_instructions_that_count(monkeypatch, machine, flags, expected):
     assert precision.cpu_has_bf16() is expected
 
 
+def test_a_mac_has_no_onednn_to_ask(monkeypatch):
+    def absent():
+        raise AttributeError
+
+    monkeypatch.setattr(precision.platform, "machine", lambda: "arm64")
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", absent)
+    assert precision.cpu_has_bf16() is False
+
+
 def fit(prepared: Path, out: Path, *flags: str) -> str:
     """Trains a step, and returns the precision in the run's saved configuration."""
     main(
