@@ -67,6 +67,17 @@ def write_whole(file: Path, content: bytes, place: Path) -> None:
         raise
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Waits until no other process is in here for this folder, which is made where needed."""
+    import fcntl  # not on every platform
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def sha256_file(path: Path) -> str:
     """Hex sha256 of a file's bytes."""
     with path.open("rb") as file:

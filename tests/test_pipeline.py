@@ -91,7 +91,7 @@ def runs(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     main(
         f"evaluate --real {prepared} --synthetic {runs}/synthetic --out {runs}/evaluation "
-        f"--generator {generator} --encoder {encoder} --extractor encoder --bootstrap 5 "
+        f"--generator {generator} --encoder {encoder} --extractor encoder --bootstrap 20 "
         "--reconstructions 4 --classifier_steps 5 --utility_seeds 1 --utility_fractions 1.0".split()
     )
     main(f"report --evaluation {runs}/evaluation --out {runs}/report.html".split())

@@ -28,8 +28,10 @@ from cxr_lightning.evaluation.representation import representation
 from cxr_lightning.evaluation.synthetic import SyntheticSet, read_synthetic
 from cxr_lightning.evaluation.utility import utility
 from cxr_lightning.evaluation.work import Work
+from cxr_lightning.metrics.bootstrap import LEAST_DRAWS
 from cxr_lightning.metrics.extractors import build_extractors
 from cxr_lightning.networks.encoder import Encoder
+from cxr_lightning.ranges import check_range
 
 Axis = Literal["fidelity", "representation", "condition", "utility", "privacy"]
 
@@ -128,13 +130,23 @@ def evaluate(
     chosen_axes = _check_axes(axes or list(AXES))
     _check_settings(settings)
     _check_places(real, synthetic, out)
+    _check_inputs_stay(
+        out,
+        encoder=encoder,
+        encoder_held_out=encoder_held_out,
+        generator=generator,
+        classifier=classifier,
+        reidentification=reidentification,
+        cache=cache,
+    )
     _check_networks(classifier, reidentification)
     prepared = open_prepared(real, "real")
     identities = _check_products(encoder, encoder_held_out, generator)
     loaded = _load_generator(generator, prepared.size) if generator else None
     extractors = build_extractors(extractor or _default_extractor(chosen_axes, encoder), encoder)
     parsed = None if conditions is None else _parse_conditions(conditions)
-    work = Work(out.with_name(f".{out.name}.partial"))
+    place = out.resolve()
+    work = Work(place.with_name(f".{place.name}.partial"))
     try:
         drawn = read_synthetic(synthetic, prepared.size, work.folder / "synthetic.npy")
         chosen = _choose_conditions(parsed, prepared, drawn)
@@ -212,10 +224,12 @@ def _check_settings(settings: Settings) -> None:
     for name in ("reconstructions", "batch_size", "classifier_steps", "utility_seeds"):
         if (value := getattr(settings, name)) < 1:
             raise UserError(f"{name}: {value} is too few; give 1 or more.")
-    if settings.bootstrap < 0:
+    if settings.bootstrap < LEAST_DRAWS and settings.bootstrap != 0:
         raise UserError(
-            f"bootstrap: {settings.bootstrap} is negative; give 0 (no intervals) or more."
+            f"bootstrap: {settings.bootstrap} draws make no interval; give 0 (no intervals), or "
+            f"{LEAST_DRAWS} or more."
         )
+    check_range("seed", settings.seed, 0, 2**32 - 1)
     for fraction in settings.utility_fractions:
         if not 0.0 < fraction <= 1.0:
             raise UserError(
@@ -242,6 +256,15 @@ def _check_places(real: Path, synthetic: Path, out: Path) -> None:
         if out.resolve() == folder.resolve() or folder.resolve() in out.resolve().parents:
             raise UserError(
                 f"out: {out} lies in the {name} data set; give a folder somewhere else."
+            )
+
+
+def _check_inputs_stay(out: Path, **inputs: Path | None) -> None:
+    """Refuses inputs within the folder that is replaced when the evaluation is finished."""
+    for name, path in inputs.items():
+        if path is not None and out.resolve() in (path.resolve(), *path.resolve().parents):
+            raise UserError(
+                f"{name}: {path} lies in {out}, which the evaluation replaces; give another --out."
             )
 
 
@@ -336,7 +359,7 @@ def _choose_conditions(
             f"conditions: no condition ({names}) has both real and synthetic images; name others "
             "with --conditions."
         )
-    return list({c.name: c for c in chosen}.values())
+    return [c for i, c in enumerate(chosen) if not any(c.means(before) for before in chosen[:i])]
 
 
 def _write(
@@ -356,7 +379,7 @@ def _write(
     pairs = [pair for part in parts for pair in part["pairs"]]
     judges = {r["extractor_sha256"] for r in records if r["axis"] == "condition"}
     lists = {"records": records, "skipped": skipped, "curves": curves, "pairs": pairs}
-    work.finish(out, facts | {"classifier": next(iter(sorted(judges)), None)} | lists)
+    work.finish(out.resolve(), facts | {"classifier": next(iter(sorted(judges)), None)} | lists)
     failed = sum(record["passed"] is False for record in records)
     judged = sum(record["passed"] is not None for record in records)
     print(

@@ -36,6 +36,10 @@ class HealthCondition:
             [*(f"{o} = 1" for o in self.present), *(f"{o} not 1" for o in self.absent)]
         )
 
+    def means(self, other: "HealthCondition") -> bool:
+        """Whether another one says the same, in any order."""
+        return {*self.present} == {*other.present} and {*self.absent} == {*other.absent}
+
     def matches(self, table: pd.DataFrame) -> Bool[np.ndarray, " n"]:
         """Which rows of a table with raw observation columns show this condition."""
         rows = np.ones(len(table), dtype=bool)

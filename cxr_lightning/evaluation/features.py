@@ -8,6 +8,7 @@ on and damage is found.
 
 import hashlib
 import json
+import re
 import sys
 import uuid
 from pathlib import Path
@@ -19,7 +20,8 @@ from jaxtyping import Float32, Int, UInt8
 from numpy.lib.format import open_memmap
 from torch import Tensor
 
-from cxr_lightning.files import create_array
+from cxr_lightning.errors import UserError
+from cxr_lightning.files import alone, create_array
 from cxr_lightning.metrics.extractors import Extractor
 from cxr_lightning.progress import progress_bar
 
@@ -62,7 +64,7 @@ class FeatureCache:
             title: What the progress bar says.
         """
         shape = (len(images), extractor.num_features)
-        blocks = self._open(_key(extractor, images_sha256, shape), shape)
+        blocks = self._open(_key(extractor, images_sha256, shape, self.device), shape)
         missing = [b for b in np.unique(rows // BLOCK).tolist() if b not in blocks.done]
         if missing:
             network = extractor.to(self.device)
@@ -76,25 +78,35 @@ class FeatureCache:
     ) -> Float32[np.ndarray, "b f"]:
         batches = np.array_split(images, range(self.batch_size, len(images), self.batch_size))
         raw = (torch.from_numpy(np.array(batch)[:, None]) for batch in batches)
-        return torch.cat([extractor(batch.to(self.device)).cpu() for batch in raw]).numpy()
+        found = torch.cat([extractor(batch.to(self.device)).cpu() for batch in raw]).numpy()
+        if not np.isfinite(found).all():
+            count = int((~np.isfinite(found)).any(axis=1).sum())
+            raise UserError(
+                f"extractor: {extractor.name} gives {count} of {len(found)} images features that "
+                "are no finite numbers; correct the network, or use another."
+            )
+        return found
 
     def _open(self, key: dict[str, Any], shape: tuple[int, int]) -> "_Blocks":
         text = json.dumps(key, sort_keys=True)
-        name = f"{key['extractor'].replace(':', '_')}-{hashlib.sha256(text.encode()).hexdigest()}"
-        folder = self.folder / name[:80]
+        shown = re.sub(r"[^\w.-]", "_", key["extractor"])[:15]
+        folder = self.folder / f"{shown}-{hashlib.sha256(text.encode()).hexdigest()}"
         if folder not in self.checked:
             self.checked[folder] = _Blocks(folder, key, shape)
         return self.checked[folder]
 
 
-def _key(extractor: Extractor, images_sha256: str, shape: tuple[int, int]) -> dict[str, Any]:
+def _key(
+    extractor: Extractor, images_sha256: str, shape: tuple[int, int], device: torch.device
+) -> dict[str, Any]:
     return {
         "extractor": extractor.name,
         "weights": extractor.sha256,
         "preprocessing": extractor.preprocessing,
         "images": images_sha256,
         "shape": list(shape),
-        "torch": torch.__version__.split("+")[0],  # kernels round differently
+        "device": device.type,  # kernels round differently
+        "torch": torch.__version__.split("+")[0],  # likewise
     }
 
 
@@ -104,21 +116,26 @@ class _Blocks:
     def __init__(self, folder: Path, key: dict[str, Any], shape: tuple[int, int]) -> None:
         self.folder = folder
         self.key = key
-        done, file = self._read_done(), folder / "features.npy"
-        self.done: dict[int, str] = done or {}
+        self.done: dict[int, str] = {}
+        with alone(folder):  # evaluations that run at once share the real images
+            self.values = self._begin(shape)
+
+    def _begin(self, shape: tuple[int, int]) -> "np.memmap[Any, Any]":
+        """Opens what is there, or makes it."""
+        folder, file = self.folder, self.folder / "features.npy"
+        done = self._read_done()
         if done is None or not file.is_file() or not self._fits(file, shape):
-            if folder.exists() and any(folder.iterdir()):
+            if file.exists() or (folder / "blocks.json").exists():
                 _warn(f"{folder} is damaged, so it is made again")
-            self.done = {}
-            folder.mkdir(parents=True, exist_ok=True)
-            self.values = create_array(file, np.float32, shape)
+            values = create_array(file, np.float32, shape)
             self._write_done()
-            return
-        self.values = open_memmap(file, "r+")
+            return values
+        self.values, self.done = open_memmap(file, "r+"), done
         damaged = [b for b, sha256 in self.done.items() if self._hash(b) != sha256]
         if damaged:
             _warn(f"{len(damaged)} blocks in {folder} are damaged, so they are made again")
             self.done = {b: sha256 for b, sha256 in self.done.items() if b not in damaged}
+        return self.values
 
     def write(self, block: int, features: Float32[np.ndarray, "b f"]) -> None:
         """Stores a block and notes that it is done."""

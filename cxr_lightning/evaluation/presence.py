@@ -8,7 +8,8 @@ from jaxtyping import Bool, Float64, Int
 
 from cxr_lightning.data.vocabulary import HealthCondition
 from cxr_lightning.evaluation.classification import AGE, FINDINGS, MIN_PER_CLASS
-from cxr_lightning.evaluation.comparison import FEW, Comparison, Side
+from cxr_lightning.evaluation.comparison import CANNOT_JUDGE, FEW, Comparison, Side
+from cxr_lightning.evaluation.inputs import AGE_BANDS
 from cxr_lightning.evaluation.records import AxisResult, Better, Record
 from cxr_lightning.metrics.classification import mean
 from cxr_lightning.types import FIELDS, OBSERVATIONS
@@ -16,6 +17,9 @@ from cxr_lightning.types import FIELDS, OBSERVATIONS
 AGREEMENT = {"PA": "view_agreement", "Male": "sex_agreement"}
 
 BETTER: dict[str, Better] = {"presence": "higher", "joint_all": "higher", "joint_none": "lower"}
+
+WEAK_AGE = 0.8
+"""Errors of the age, over those of one age for all, above which a classifier cannot judge it."""
 
 AGE_TOLERANCE = 16.0
 """Years; RoentGen-v2 (arXiv 2508.16783) generates an image again that is further off."""
@@ -124,20 +128,58 @@ def agreement(comparison: Comparison) -> Iterator[Record]:
 
 def _age(comparison: Comparison) -> Iterator[Record]:
     """Mean absolute error of the age, and the share of images within `AGE_TOLERANCE`."""
-    (there, real_weights), (here, weights) = map(
+    (there, real_ages, real_weights), (here, ages, weights) = map(
         _age_errors, (comparison.real, comparison.synthetic)
     )
     counts = (len(there), len(here))
-    few = f"only {counts[0]} real and {counts[1]} synthetic images" if min(counts) < FEW else None
-    record = partial(comparison.record, counts=counts, warning=few)
+    reasons = []
+    if min(counts) < FEW:
+        reasons.append(f"only {counts[0]} real and {counts[1]} synthetic images")
+    guess = np.abs(real_ages - np.median(real_ages))
+    if there.mean() > WEAK_AGE * guess.mean():
+        reasons.append(
+            f"the classifier errs by {there.mean():.1f} years on real images, and one age for all "
+            f"by {guess.mean():.1f}, so it {CANNOT_JUDGE}"
+        )
+    ratio = _band_ratio(real_ages, ages)
+    if ratio is None:
+        reasons.append(f"no real image has some of the ages asked for, so it {CANNOT_JUDGE}")
+    else:
+        real_weights = real_weights * ratio
+    record = partial(
+        comparison.record,
+        counts=counts,
+        warning="; ".join(reasons) or None,
+        meaning="held-out real images, weighted to the age bands here",
+    )
     errors = mean(here, weights), mean(there, real_weights)
     yield record("age_error", *errors, "lower", unit="years")
     within = mean(here <= AGE_TOLERANCE, weights), mean(there <= AGE_TOLERANCE, real_weights)
     yield record("age_agreement", *within, "higher", details={"years": AGE_TOLERANCE})
 
 
-def _age_errors(side: Side) -> tuple[Float64[np.ndarray, " k"], Float64[np.ndarray, "draws k"]]:
-    """Absolute errors of the age in years where it is known and answered, and image weights."""
+def _band_ratio(
+    real: Float64[np.ndarray, " k"], synthetic: Float64[np.ndarray, " m"]
+) -> Float64[np.ndarray, " k"] | None:
+    """Weights of real images that give each age band the share of the synthetic ones.
+
+    None where a band of synthetic images has no real one.
+    """
+    bands, wanted = (np.digitize(ages, AGE_BANDS[1:-1]) for ages in (real, synthetic))
+    have, want = (
+        np.bincount(band, minlength=len(AGE_BANDS) - 1) / len(band) for band in (bands, wanted)
+    )
+    if (want[have == 0] > 0).any():
+        return None
+    ratio: Float64[np.ndarray, " k"] = want[bands] / have[bands]
+    return ratio
+
+
+def _age_errors(
+    side: Side,
+) -> tuple[Float64[np.ndarray, " k"], Float64[np.ndarray, " k"], Float64[np.ndarray, "draws k"]]:
+    """Absolute errors of the age where it is known and answered, the ages, and image weights."""
     rows = np.flatnonzero(side.known[:, AGE] & np.isfinite(side.probability[:, AGE]))
     error = 100.0 * np.abs(side.probability[rows, AGE] - side.value[rows, AGE])
-    return error.astype(np.float64), side.weights[:, rows]
+    age = 100.0 * side.value[rows, AGE].astype(np.float64)
+    return error.astype(np.float64), age, side.weights[:, rows]

@@ -190,7 +190,10 @@ def _exact_copies(make: Recorder, space: Space) -> Record:
 
 
 def _data_copying(make: Recorder, space: Space) -> Record | None:
-    """The floor's range is that of independent images that copy nothing."""
+    """The floor's range is that of sets that copy nothing.
+
+    That of independent images, or, where images of a patient are alike, of the patients drawn.
+    """
     sets = (space.synthetic, make.synthetic), (space.held_out, make.held_out)
     samples = [((found.train.distance, found.cell), patients) for found, patients in sets]
     whole = data_copying(*samples[0][0], *samples[1][0])
@@ -201,10 +204,11 @@ def _data_copying(make: Recorder, space: Space) -> Record | None:
         found = data_copying(*columns)
         return float("nan") if found is None else found.value
 
-    reach = 1.96 * whole.error
+    found = make.estimate(statistic, *samples)
+    low, high = found[1] or (0.0, 0.0)
+    reach = max(1.96 * whole.error, (high - low) / 2)
     floor = Floor(0.0, -reach, reach, meaning="95 % range where nothing is copied", is_null=True)
     details = {"cells": whole.cells, "held_out_share_in_cells": whole.share}
-    found = make.estimate(statistic, *samples)
     return make.record("data_copying", found, floor, "higher", details)
 
 
@@ -291,4 +295,6 @@ def _reidentified(
     source = Source(model.path.name, sha256_file(model.path), preprocessing)
     make = Recorder(inputs, split, source)
     yield make.compare("reid_score", np.mean, (drawn,), (real,), "lower")
-    yield make.rate("reid_rate", threshold, threshold.flags(-drawn), everything)
+    shown = {"threshold": -threshold.value}  # of the score, above which an image is flagged
+    flagged = threshold.flags(-drawn)
+    yield make.rate("reid_rate", threshold, flagged, everything, least=-1.0, details=shown)

@@ -141,11 +141,23 @@ class Recorder:
         threshold: Threshold,
         flagged: Bool[np.ndarray, " m"],
         rows: Int[np.ndarray, " k"],
+        *,
+        least: float = 0.0,
+        details: dict[str, Any] | None = None,
         **fields: Any,
     ) -> Record:
         """Share of some rows that is flagged.
 
         How sure the threshold is stands in the floor's range, not in the interval.
+
+        Args:
+            metric: Its name.
+            threshold: What flags.
+            flagged: Which images are.
+            rows: Those that count.
+            least: The smallest that the statistic can be.
+            details: Further ones.
+            fields: Further fields of the record.
         """
         values = flagged[rows].astype(float)
         low, high = false_positive_range(threshold, self.held_out_patients)
@@ -156,8 +168,8 @@ class Recorder:
             self.estimate(np.mean, ((values,), self.synthetic[rows])),
             floor,
             "lower",
-            {**threshold.facts(), "flagged": int(values.sum())},
-            self.threshold_warning(threshold),
+            {**threshold.facts(), "flagged": int(values.sum()), **(details or {})},
+            self.threshold_warning(threshold, least),
             n_synthetic=len(rows),
             **fields,
         )
@@ -200,11 +212,14 @@ class Recorder:
         value = float(statistic(*(column for part, _ in samples for column in part)))
         return value, percentile_interval(replicates)
 
-    def threshold_warning(self, threshold: Threshold) -> str:
-        """Why the threshold needs care."""
+    def threshold_warning(self, threshold: Threshold, least: float = 0.0) -> str:
+        """Why the threshold needs care; `least` is the smallest that the statistic can be."""
         wanted, reached = self.inputs.settings.false_positives, threshold.false_positive_rate
-        if threshold.value == 0.0:
-            return "held-out images equal training images, so that no copy can be told from them"
+        if threshold.value <= least:
+            return (
+                "held-out images are as near to training images as can be, so that no copy can be "
+                "told from them"
+            )
         if reached > wanted + 1e-9:
             return (
                 f"{threshold.n} held-out images allow no less than {reached:.1%} false positives "

@@ -23,7 +23,7 @@ from cxr_lightning.data.sources.folder import (
     read_list,
     table_of_classes,
 )
-from cxr_lightning.data.sources.tables import PROBLEM, parse_numbers
+from cxr_lightning.data.sources.tables import PROBLEM, parse_numbers, shown_path
 from cxr_lightning.data.vocabulary import (
     CONDITIONS,
     HealthCondition,
@@ -88,7 +88,8 @@ class SyntheticSet:
         """Images made for this condition, or, without a manifest, labelled with it."""
         if self.requested is None:
             return condition.matches(self.table)
-        matches: Bool[np.ndarray, " n"] = self.requested == condition.name
+        same = [n for n in set(self.requested) if parse_condition(str(n)).means(condition)]
+        matches: Bool[np.ndarray, " n"] = np.isin(self.requested, same)
         return matches
 
     def conditions(self) -> list[HealthCondition]:
@@ -191,9 +192,11 @@ def _read_table(place: Path) -> pd.DataFrame:
         raise UserError(f"synthetic: {place} holds no image; make some with 'cxr generate'.")
     if any(find_observation(part) for path in paths for part in path.parts[:-1]):
         return table_of_classes(place, {})
-    names = [path.as_posix() for path in paths]
-    stated = {"Age": "", "AP/PA": "", "study": "study1", "split": "", PROBLEM: "", **DEFAULTS}
-    return parse_numbers(pd.DataFrame({"Path": names, "patient": names}).assign(**stated))
+    names, problems = zip(*map(shown_path, paths), strict=True)
+    stated = {"Age": "", "AP/PA": "", "study": "study1", "split": "", **DEFAULTS}
+    return parse_numbers(
+        pd.DataFrame({"Path": names, "patient": names, PROBLEM: problems}).assign(**stated)
+    )
 
 
 def _requested(manifest: dict[str, Any], table: pd.DataFrame) -> Shaped[np.ndarray, " n"] | None:
@@ -205,7 +208,7 @@ def _requested(manifest: dict[str, Any], table: pd.DataFrame) -> Shaped[np.ndarr
     paths = [path.split("/", 1)[-1] if path not in conditions else path for path in table["Path"]]
     missing = [path for path in paths if path not in conditions]
     if missing or len(paths) != len(conditions):
-        first = missing[0] if missing else next(p for p in conditions if p not in set(paths))
+        first = missing[0] if missing else next(iter(conditions.keys() - set(paths)), paths[0])
         raise UserError(
             f"synthetic: train.csv and manifest.json do not list the same images (first: {first}); "
             "make the set again."

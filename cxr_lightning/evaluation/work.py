@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from cxr_lightning.artifacts import product_sha256
 from cxr_lightning.evaluation.records import AxisResult
 
 GRID_COLUMNS = 4
@@ -40,8 +42,9 @@ class Work:
         file.write_text(text)
 
     def discard(self) -> None:
-        """Removes the folder, unless it holds finished axes of an earlier run."""
-        if not any((self.folder / "axes").iterdir()):
+        """Removes the folder, unless an earlier run finished something in it."""
+        kept = (self.folder / name for name in ("axes", "classifier", "utility"))
+        if not any(folder.is_dir() and any(folder.iterdir()) for folder in kept):
             shutil.rmtree(self.folder)
 
     def axis(self, name: str) -> dict[str, Any] | None:
@@ -74,18 +77,23 @@ class Work:
         make_grid(images).save(self.folder / kind / f"{name}.png")
 
     def finish(self, out: Path, metrics: dict[str, Any]) -> None:
-        """Writes metrics.json and puts the folder in the place of an earlier evaluation."""
+        """Writes metrics.json and puts the folder in the place of an earlier evaluation.
+
+        A classifier that an earlier, unfinished request left here does not go along.
+        """
+        classifier = self.folder / "classifier"
+        if classifier.is_dir() and product_sha256(classifier) != metrics.get("classifier"):
+            shutil.rmtree(classifier)
         text = json.dumps(metrics, indent=1, allow_nan=False)
         (self.folder / "metrics.json").write_text(text + "\n")
-        for path in self.folder.iterdir():
-            if path.name not in KEPT:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        replaced = out.with_name(f".{out.name}.replaced")
-        shutil.rmtree(replaced, ignore_errors=True)
+        replaced = out.with_name(f".{out.name}.{uuid.uuid4().hex}.replaced")
         if out.exists():
             out.rename(replaced)
         self.folder.rename(out)
         shutil.rmtree(replaced, ignore_errors=True)
+        for path in out.iterdir():
+            if path.name not in KEPT:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def make_grid(images: UInt8[np.ndarray, "k h w"]) -> Image.Image:

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from cxr_lightning.progress import bar_if_slow
 
+LEAST_DRAWS = 20
+"""Of an interval."""
+
 
 def patient_weights(
     patients: Shaped[np.ndarray, " n"],
@@ -106,7 +109,7 @@ def percentile_interval(
     replicates: Float[np.ndarray, " draws"], level: float = 0.95
 ) -> tuple[float, float] | None:
     """Percentile interval; None where fewer than 20 values carry no tail."""
-    if len(replicates) < 20:
+    if len(replicates) < LEAST_DRAWS:
         return None
     low, high = np.quantile(replicates, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
@@ -123,7 +126,7 @@ def centred_interval(
     For statistics such as the Fréchet distance that grow when samples repeat: a draw holds about
     63 % distinct images, so the plain percentile interval lies above the value itself.
     """
-    if len(replicates) < 20:
+    if len(replicates) < LEAST_DRAWS:
         return None
     interval = percentile_interval(replicates - replicates.mean() + value, level)
     return None if interval is None else (max(interval[0], least), max(interval[1], least))

@@ -120,6 +120,9 @@ def _extrapolate(
     """The line of two sets of features in which image i occurs `weights[i]` times."""
     largest = min(int(weight.sum()) for weight in weights)
     sizes = [round(largest / step) for step in np.linspace(1, SHRINKAGE, points)]
+    if sizes[-1] < 2:  # a draw of few patients; one image has no covariance
+        nan = float("nan")
+        return FidInfinity(nan, nan, sizes[-1], sizes[0], tuple(sizes), (nan,) * points)
     values = []
     for size in sizes:
         subsets = [_subset(weight, size, generator) for weight in weights]

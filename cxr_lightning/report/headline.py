@@ -89,7 +89,8 @@ def _fidelity(
         return None
     if record.better is None:
         parts = _by_condition(evaluation, record)
-        return _fidelity_of_conditions(parts) if parts else _other_mix(record)
+        asked = len(evaluation.metrics["conditions"])
+        return _fidelity_of_conditions(parts, asked) if parts else _other_mix(record)
     at_n = f" at n = {record.floor_n}" if record.floor_n else ""
     note = f"FID{at_n}, features of {record.extractor}"
     if record.value_at_floor_n is not None:
@@ -118,8 +119,13 @@ def _other_mix(record: Measurement) -> AxisLine:
     return AxisLine(AXES["fidelity"], verdict, number(record.value), note, "", "")
 
 
-def _fidelity_of_conditions(parts: Sequence[Measurement]) -> AxisLine:
-    """The line where the sets mix the conditions otherwise, so that only these are compared."""
+def _fidelity_of_conditions(parts: Sequence[Measurement], asked: int) -> AxisLine:
+    """The line where the sets mix the conditions otherwise, so that only these are compared.
+
+    Args:
+        parts: The distances of conditions that can be compared.
+        asked: Conditions that the evaluation has.
+    """
     closest = min(parts, key=lambda r: r.ratio if r.ratio is not None else TOO_CLOSE)
     worst = max(parts, key=lambda r: (r.passed is False, r.ratio or 0.0))
     if closest.ratio is not None and closest.ratio < TOO_CLOSE:
@@ -127,6 +133,10 @@ def _fidelity_of_conditions(parts: Sequence[Measurement]) -> AxisLine:
     verdict = _distance_words(worst)
     if verdict.symbol == "worse" and len({r.ratio for r in parts}) > 1:
         verdict = Verdict("worse", f"{verdict.text}, in the worst of {len(parts)} conditions")
+    if verdict.symbol == "ok" and len(parts) < asked:
+        count = f"{len(parts)} of {asked} conditions"
+        words = f"{verdict.text} in {count}; the others cannot be compared"
+        verdict = Verdict("none", words)
     floors = [r.real_floor for r in parts if r.real_floor is not None]
     sizes = {r.floor_n for r in parts}
     at_n = f" at n = {worst.floor_n}" if len(sizes) == 1 else ""

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from cxr_lightning.report import figures
@@ -270,7 +269,7 @@ def _pairs(evaluation: Evaluation, several: bool) -> list[dict[str, Any]]:
     """Close pairs with a picture."""
     found = []
     for pair in evaluation.metrics["pairs"]:
-        picture = evaluation.pairs.get(Path(str(pair.get("picture"))).stem)
+        picture = evaluation.pairs.get(str(pair.get("picture")).removesuffix(".png"))
         if picture is not None:
             known = {k: pair[k] for k in PAIR_FACTS if isinstance(pair.get(k), str | int)}
             numbers = {k: pair.get(k) for k in PAIR_NUMBERS}

@@ -208,9 +208,16 @@ def number(value: float | None) -> str:
 
 
 def percent(share: float) -> str:
-    """`0.014` as `1.4 %`, not broken at the end of a line."""
+    """`0.014` as `1.4 %`, not broken at the end of a line; only all is `100 %`."""
     value = round(100 * share, 6)
-    text = f"{value:.0f}" if value == round(value) or abs(value) >= 10 else f"{value:.2g}"
+    if value == round(value):
+        text = f"{value:.0f}"
+    elif 99 < value < 100:
+        text = f"{min(value, 99.9):.1f}"
+    elif abs(value) >= 10:
+        text = f"{value:.0f}"
+    else:
+        text = f"{value:.1f}" if f"{value:.2g}".isdigit() else f"{value:.2g}"
     return f"{text}{SPACE}%"
 
 

@@ -3,6 +3,7 @@
 import inspect
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ from brightness_sets import (
 )
 from PIL import Image
 
-from cxr_lightning.artifacts import product_sha256
+from cxr_lightning.artifacts import product_sha256, save_product
 from cxr_lightning.commands.evaluate import _command, evaluate
 from cxr_lightning.commands.report import report
-from cxr_lightning.evaluation.work import make_grid
+from cxr_lightning.evaluation.work import Work, make_grid
+from cxr_lightning.networks.classifier import Classifier
 
 FAST = ["fidelity", "representation"]
 
@@ -424,3 +426,40 @@ def test_grid() -> None:
     assert sheet[4, 3] == 60
     assert sheet[3].max() == 0
     assert np.asarray(make_grid(images[:2])).shape == (3, 5)
+
+
+def test_a_link_as_out_is_followed(real: Path, synthetic: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk", target_is_directory=True)
+    for _ in range(2):
+        evaluate(real, synthetic, tmp_path / "out", extractor=["fixed"], axes=FAST, bootstrap=0)
+    assert (tmp_path / "out").is_symlink()
+    assert (tmp_path / "disk" / "metrics.json").is_file()
+
+
+def test_one_condition_named_twice_counts_once(real: Path, synthetic: Path, tmp_path: Path) -> None:
+    asked = "pneumonia,Pneumonia"
+    evaluate(
+        real,
+        synthetic,
+        tmp_path / "out",
+        extractor=["fixed"],
+        axes=FAST,
+        bootstrap=0,
+        conditions=asked,
+    )
+    assert [c["name"] for c in metrics_of(tmp_path / "out")["conditions"]] == ["pneumonia"]
+
+
+def test_a_classifier_of_an_unfinished_request_does_not_go_along(tmp_path: Path) -> None:
+    work = Work(tmp_path / ".out.partial")
+    network = Classifier(image_size=16, width=8)
+    save_product(work.folder / "classifier", "classifier", {"classifier": network}, {})
+    sha256 = product_sha256(work.folder / "classifier")
+    work.discard()
+    assert work.folder.exists()  # with what an earlier run trained
+    work.finish(tmp_path / "out", {"classifier": sha256})
+    assert (tmp_path / "out/classifier").is_dir()
+    shutil.copytree(tmp_path / "out/classifier", tmp_path / ".out.partial/classifier")
+    Work(tmp_path / ".out.partial").finish(tmp_path / "out", {"classifier": "ab" * 32})
+    assert not (tmp_path / "out/classifier").exists()

@@ -101,7 +101,9 @@ def test_unreadable_share_is_listed_not_dropped(
     [
         ({"batch_size": 0}, "batch_size: 0 is too few"),
         ({"reconstructions": 0}, "reconstructions: 0 is too few"),
-        ({"bootstrap": -1}, "bootstrap: -1 is negative"),
+        ({"bootstrap": -1}, "bootstrap: -1 draws make no interval; give 0"),
+        ({"bootstrap": 19}, "bootstrap: 19 draws make no interval; .* or 20 or more"),
+        ({"seed": -1}, "seed: -1 is not possible; use 0 to"),
         ({"conditions": "measles"}, "condition: 'measles' in 'measles' is not a health condition"),
         ({"conditions": "edema"}, r"conditions: no condition \(edema\) has both real and synth"),
         ({"conditions": ","}, r"conditions: no condition \(none\) has both"),
@@ -201,3 +203,11 @@ def test_a_held_out_encoder_that_is_none(
     with pytest.raises(UserError, match=f"^encoder_held_out: .*{said}"):
         evaluate(real, synthetic, tmp_path / "out", extractor=["fixed"], **changes[given])
     assert not (tmp_path / "out").exists()
+
+
+def test_inputs_within_out_are_refused(real: Path, synthetic: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    evaluate(real, synthetic, out, extractor=["fixed"], axes=["fidelity"], bootstrap=0)
+    for name, path in (("cache", out / "cache"), ("classifier", out / "classifier")):
+        with pytest.raises(UserError, match=f"^{name}: .* lies in .*, which the evaluation repl"):
+            evaluate(real, synthetic, out, extractor=["fixed"], **{name: path})

@@ -28,6 +28,7 @@ from torchmetrics.functional.classification import binary_calibration_error
 
 from cxr_lightning.data.dataset import table_condition
 from cxr_lightning.data.split import patient_fraction
+from cxr_lightning.evaluation import presence
 from cxr_lightning.evaluation.classification import POLICY, predict
 from cxr_lightning.evaluation.comparison import Comparison, Side
 from cxr_lightning.evaluation.condition import condition
@@ -264,6 +265,34 @@ def test_view_sex_and_age_are_compared_where_they_are_stated(work: Path, agrees:
         assert _find(result, "auroc", subgroup=subgroup).floor is not None
     if agrees:
         assert _find(result, "auroc", subgroup="view=AP").passed is True
+
+
+@pytest.mark.parametrize(("spread", "ages"), [(0.0, 60.0), (25.0, 30.0)])
+def test_an_age_that_the_classifier_cannot_tell_is_not_compared(
+    monkeypatch: pytest.MonkeyPatch, work: Path, spread: float, ages: float
+) -> None:
+    """Neither by one age for all, nor where no real image has the ages that were asked for."""
+    random = np.random.default_rng(0)
+
+    def errors(side: Side) -> tuple[np.ndarray, ...]:
+        real = len(side.value) != 160
+        stated = random.uniform(45, 75, 90) if real else np.full(160, ages)
+        told = 60 + spread / 25 * (stated - 60)
+        weights = np.ones((25, len(stated)))
+        return np.abs(told - stated), stated, weights
+
+    monkeypatch.setattr(presence, "_age_errors", errors)
+    result = condition(make_inputs(work, _with_demographics(True), strength=60.0))
+    record = _find(result, "age_error")
+    assert record.passed is None
+    assert "cannot judge this" in str(record.warning)
+
+
+def test_real_ages_are_weighted_to_those_asked_for() -> None:
+    real = np.array([10.0, 30, 30, 30, 50, 70])
+    ratio = presence._band_ratio(real, np.array([25.0, 35, 55, 55]))
+    np.testing.assert_allclose(ratio, [0, 1, 1, 1, 3, 0])
+    assert presence._band_ratio(real, np.array([25.0, 85])) is None
 
 
 def test_what_is_not_stated_is_not_compared(faithful) -> None:  # type: ignore[no-untyped-def]

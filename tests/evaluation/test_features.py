@@ -1,6 +1,7 @@
 """The feature cache: computed once, resumable, found damaged, keyed by all that decides."""
 
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from cxr_lightning.errors import UserError
 from cxr_lightning.evaluation import features as module
 from cxr_lightning.evaluation.features import FeatureCache
 from cxr_lightning.metrics.extractors import Extractor
@@ -127,3 +129,52 @@ def test_a_damaged_cache_is_made_again_with_a_warning(
     assert again.network.seen == seen
     assert "damaged" in capsys.readouterr().err
     np.testing.assert_allclose(found.numpy(), _expected(images), rtol=1e-6)
+
+
+def test_long_names_do_not_share_a_folder(tmp_path: Path, images: np.ndarray) -> None:
+    cache, rows = FeatureCache(tmp_path, 4, CPU), np.arange(30)
+    name = "xrv:" + "nih-pc-chex-mimic_ch-google-openi-kaggle-densenet121-" * 3
+    found = [
+        cache.features(Extractor(name, Means(), 2, "a" * 64, "none"), some, sha256, rows, "")
+        for some, sha256 in ((images, "x"), (images[::-1], "y"))
+    ]
+    assert len([*tmp_path.iterdir()]) == 2
+    np.testing.assert_allclose(found[1].numpy(), _expected(images[::-1]), rtol=1e-6)
+
+
+def test_what_begins_while_another_evaluation_is_at_it_goes_on_with_its_file(
+    tmp_path: Path, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create, rows, second = module.create_array, np.arange(30), []
+
+    def creating(*args: object) -> object:
+        """Between the look at the folder and the new file another one begins."""
+        if not second:
+            other = FeatureCache(tmp_path, 4, CPU)
+            second.append(threading.Thread(target=lambda: opened.append(ask(other))))
+            second[0].start()
+        return create(*args)
+
+    def ask(cache: FeatureCache) -> torch.Tensor:
+        return cache.features(_extractor(), images, "x", rows, "")
+
+    opened: list[torch.Tensor] = []
+    monkeypatch.setattr(module, "create_array", creating)
+    found = ask(FeatureCache(tmp_path, 4, CPU))
+    second[0].join()
+    for values in (found, opened[0]):
+        np.testing.assert_allclose(values.numpy(), _expected(images), rtol=1e-6)
+
+
+class Standardised(Means):
+    """Divides by the standard deviation, which a constant image lacks."""
+
+    def forward(self, raw: torch.Tensor) -> torch.Tensor:
+        return super().forward(raw) / raw.float().flatten(1).std(1, keepdim=True)
+
+
+def test_features_that_are_no_numbers_are_refused(tmp_path: Path, images: np.ndarray) -> None:
+    images[3] = 7
+    extractor = Extractor("mine", Standardised(), 2, "a" * 64, "none")
+    with pytest.raises(UserError, match="extractor: mine gives 1 of 8 images features that are no"):
+        FeatureCache(tmp_path, 4, CPU).features(extractor, images, "x", np.arange(30), "")

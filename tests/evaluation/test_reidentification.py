@@ -60,7 +60,9 @@ def test_reidentification(make: Callable[..., EvaluationInputs], tmp_path: Path)
     assert copies["reid_score"].value == copies["reid_rate"].value == 1.0
     assert copies["reid_score"].passed is copies["reid_rate"].passed is False
     assert new["reid_score"].passed is new["reid_rate"].passed is True
-    assert new["reid_rate"].details["threshold"] < 0  # of the negative score
+    threshold = new["reid_rate"].details["threshold"]
+    assert 0 < threshold < 1
+    assert "as near to training images" not in str(new["reid_rate"].warning)
     row, candidates = IMAGES[-1] / 255, IMAGES[:TRAIN] / 255
     best = np.exp(-20 * np.abs(row - candidates).mean((1, 2))).max()
     last = records_of(
@@ -81,3 +83,24 @@ def test_reidentification_that_does_not_fit(
     for file in (text, tmp_path / "absent.pt"):
         with pytest.raises(UserError, match="reidentification: .* is no TorchScript file"):
             load_reidentification(file, torch.device("cpu"))
+
+
+class Saturated(torch.nn.Module):
+    """Sure of everything, or of nothing."""
+
+    def __init__(self, score: float) -> None:
+        super().__init__()
+        self.score = score
+
+    def forward(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        return torch.full((one.shape[0],), self.score)
+
+
+@pytest.mark.parametrize(("score", "warns"), [(1.0, True), (0.0, False)])
+def test_scores_that_leave_no_room_for_a_threshold_are_warned_of(
+    make: Callable[..., EvaluationInputs], tmp_path: Path, score: float, warns: bool
+) -> None:
+    file = _save(Saturated(score), tmp_path / "saturated.pt")
+    found = records_of(privacy(make(IMAGES[-30:], reidentification=file)), "saturated.pt")
+    warning = str(found["reid_rate"].warning)
+    assert ("as near to training images as can be" in warning) is warns

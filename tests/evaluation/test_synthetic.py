@@ -1,6 +1,7 @@
 """Reading synthetic sets: ours, other tools', unlabelled ones, and what is wrong with them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from cxr_lightning.data.resize import Resize
+from cxr_lightning.data.vocabulary import parse_condition
 from cxr_lightning.errors import UserError
 from cxr_lightning.evaluation import synthetic as module
 from cxr_lightning.evaluation.synthetic import SyntheticSet, read_synthetic
@@ -44,6 +46,19 @@ def test_a_folder_of_images_without_labels(folder: Path, tmp_path: Path) -> None
     assert found.conditions() == []
     np.testing.assert_array_equal(found.images, np.stack([_pixels(i) for i in range(6)]))
     assert len(set(found.patients)) == 6
+
+
+def test_names_that_are_no_text_cannot_be_read(folder: Path, tmp_path: Path) -> None:
+    _save(folder, "a.png", _pixels(9))
+    (folder / "a.png").rename(folder / "a\udcff.png")
+    with pytest.raises(UserError, match="the name is not UTF-8"):
+        _read(folder, tmp_path)
+
+
+def test_a_condition_is_found_in_any_order(folder: Path, tmp_path: Path) -> None:
+    found = replace(_read(folder, tmp_path), requested=np.array(["pneumonia+edema", "healthy"] * 3))
+    assert found.matches(parse_condition("edema+pneumonia")).tolist() == [True, False] * 3
+    assert not found.matches(parse_condition("edema")).any()
 
 
 def test_sub_folders_by_class(tmp_path: Path) -> None:

@@ -116,3 +116,12 @@ def test_interval_covers_the_expected_value(images: int) -> None:
 def test_no_interval_without_draws() -> None:
     sample = Sample(_features(FEWEST_IMAGES, 1), np.arange(FEWEST_IMAGES))
     assert fid_infinity_interval(0.0, sample, sample, draws=0, seed=0) is None
+
+
+def test_draws_of_too_few_images_are_left_out() -> None:
+    patients = np.array([0] * 98 + [1, 2])
+    real = Sample(_features(100, 0), patients)
+    synthetic = Sample(_features(100, 1), np.arange(100))
+    interval = fid_infinity_interval(1.0, real, synthetic, draws=60, seed=0)
+    assert interval is not None
+    assert np.isfinite(interval).all()

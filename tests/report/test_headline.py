@@ -277,6 +277,10 @@ def test_another_mix_is_never_judged_as_a_whole() -> None:
     assert line.verdict.symbol == "ok"
     assert line.key == "0.0101"
     assert line.key_note.startswith("FID, Healthy at n = 40, features of")
+    both = [{"name": "healthy"}, {"name": "pneumonia"}]
+    verdict = lines([overall, one], conditions=both)["Fidelity"].verdict
+    assert verdict.symbol == "none"
+    assert verdict.text.endswith("in 1 of 2 conditions; the others cannot be compared")
 
 
 def test_fidelity_of_another_mix_is_that_of_the_conditions() -> None:

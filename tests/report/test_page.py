@@ -310,6 +310,12 @@ def test_records_with_nothing_but_their_value(tmp_path: Path) -> None:
     pages(tmp_path, bare)
 
 
+def test_a_pair_of_a_network_whose_name_has_a_dot_has_its_picture(tmp_path: Path) -> None:
+    pair = {"picture": "pair_module_resnet50.a1_in1k_1", "rank": 1, "space": "module"}
+    page, _ = pages(tmp_path, minimal_metrics(pairs=[pair]))
+    assert any("nearest training image" in alt for alt in page.images)
+
+
 def test_odd_pairs_do_no_harm(tmp_path: Path) -> None:
     odd: list[dict[str, Any]] = [{}, {"picture": 3}, {"picture": "../../secret"}]
     odd += [{"picture": "p", "rank": "x", "condition": 3, "relative": None, "flagged": "yes"}]

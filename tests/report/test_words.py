@@ -46,7 +46,17 @@ def test_numbers(value: float | None, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("share", "text"),
-    [(0.01, "1 %"), (0.014, "1.4 %"), (0.123, "12 %"), (1.0, "100 %"), (0.0, "0 %")],
+    [
+        (0.01, "1 %"),
+        (0.014, "1.4 %"),
+        (0.123, "12 %"),
+        (1.0, "100 %"),
+        (0.0, "0 %"),
+        (0.996, "99.6 %"),
+        (0.9999, "99.9 %"),
+        (0.0104, "1.0 %"),
+        (0.00014, "0.014 %"),
+    ],
 )
 def test_shares(share: float, text: str) -> None:
     assert percent(share).replace("\u00a0", " ") == text
