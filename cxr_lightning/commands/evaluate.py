@@ -3,6 +3,7 @@
 import inspect
 import json
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -177,9 +178,21 @@ def evaluate(
         device=device,
     )
     facts = describe_inputs(inputs, identities) | {"command": command, "axes": chosen_axes}
+    _warn_of_another_maker(facts)
     work.accept(facts)
     parts = [work.axis(axis) or work.save_axis(axis, AXES[axis](inputs)) for axis in chosen_axes]
     _write(out, inputs, work, facts, parts)
+
+
+def _warn_of_another_maker(facts: dict[str, Any]) -> None:
+    """Says where images and reconstructions are of two generators."""
+    made_by, generator = facts["synthetic"]["product_sha256"], facts["generator"]
+    if None not in (made_by, generator) and made_by != generator:
+        print(
+            "warning: the synthetic images were made by another product than --generator, whose "
+            "reconstructions the representation score judges",
+            file=sys.stderr,
+        )
 
 
 def _command(arguments: dict[str, Any]) -> str:

@@ -173,7 +173,7 @@ def test_representation_without_generator_is_left_out(
 
 
 def test_representation_and_its_calibration(
-    real: Path, synthetic: Path, encoder: Path, tmp_path: Path
+    real: Path, synthetic: Path, encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     generator = make_generator(tmp_path / "generator")
     out = tmp_path / "out"
@@ -188,6 +188,7 @@ def test_representation_and_its_calibration(
         reconstructions=5,
         bootstrap=30,
     )
+    assert "made by another product than --generator" in capsys.readouterr().err
     records = records_of(out)
     for condition in BRIGHTNESS:
         values = {m: records[m, condition]["value"] for m in ("rrs", "rrs_vae", "rrs_ceil_same")}
