@@ -52,15 +52,13 @@ class Split:
 
     Attributes:
         train: Rows of the prepared table.
-        held_out: Rows of the prepared table, of none of the training patients.
+        held_out: Rows of the prepared table, whose patients are in no other split.
         patient: Number of the patient of each row.
-        leaked: Held-out images that were left out since their patients are in training too.
     """
 
     train: Int[np.ndarray, " t"]
     held_out: Int[np.ndarray, " h"]
     patient: Int[np.ndarray, " n"]
-    leaked: int
 
 
 Estimate = tuple[float, tuple[float, float] | None]
@@ -232,7 +230,5 @@ def _warnings(synthetic: int, split: Split, source: Source) -> Iterator[str]:
     for name, count in (("held-out", len(split.held_out)), ("synthetic", synthetic)):
         if count < FEW_IMAGES:
             yield f"only {count} {name} images"
-    if split.leaked:
-        yield f"{split.leaked} held-out images left out, whose patients are in training too"
     if source.name == "fixed":
         yield "the extractor has random weights and serves smoke tests only"

@@ -47,7 +47,8 @@ class Stage(LightningModule, ABC):
 
     Log keys are `<stage>/<split>/<name>`. Randomness of a training step depends on (seed, step)
     alone, so that a resumed run repeats it; `draw` gives every rank its rows of the global batch's
-    draw, so that two processes see the noise that one would.
+    draw, so that two processes see the noise that one would. Dropout, which draws within a network,
+    has the same masks on every rank.
 
     Args:
         optimizer: Called with the trainable parameters.

@@ -113,17 +113,6 @@ def test_tiny_sets_are_no_crash(
     json.dumps([r.as_json() for r in result.records], allow_nan=False)
 
 
-def test_held_out_images_of_training_patients_are_left_out(
-    make: Callable[..., EvaluationInputs],
-) -> None:
-    inputs = make(IMAGES[-60:])
-    table = inputs.real.table.copy()
-    table.loc[TRAIN : TRAIN + 9, "patient"] = "train0"
-    records = privacy(replace(inputs, real=replace(inputs.real, table=table))).records
-    assert records[0].details["held_out_images"] == HELD_OUT - 10
-    assert "10 held-out images left out" in str(records[0].warning)
-
-
 def test_held_out_images_that_repeat_training_images_are_warned_of(
     make: Callable[..., EvaluationInputs],
 ) -> None:
