@@ -61,6 +61,12 @@ def save_product(
         (partial / CARD).write_text(read_card(partial, manifest), encoding="utf-8")
 
 
+def run_name(folder: Path) -> str:
+    """What people call a product: its folder, or its run's where that is called `product`."""
+    place = folder.resolve()
+    return place.parent.name if place.name == "product" else place.name
+
+
 def check_product(folder: Path, kind: str | None, argument: str) -> dict[str, Any]:
     """Reads a product's manifest after checking that all its files are there and unchanged.
 

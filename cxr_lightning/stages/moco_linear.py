@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
-from cxr_lightning.artifacts import check_product, load_network, read_config
+from cxr_lightning.artifacts import check_product, load_network, read_config, run_name
 from cxr_lightning.evaluation.linear import MACRO, Images, LinearRecord, linear_evaluation
 from cxr_lightning.files import write_whole
 from cxr_lightning.networks.encoder import Encoder
@@ -58,7 +58,7 @@ def open_encoders(folders: Sequence[Path]) -> list[Judged]:
         UserError: If a folder is no such product.
     """
     folders = list({folder.resolve(): folder for folder in folders}.values())
-    runs = [f.resolve().parent.name if f.name == "product" else f.name for f in folders]
+    runs = [run_name(folder) for folder in folders]
     taken = Counter((BASELINE, IMAGENET, TRAINED, *runs))
     judged = []
     for folder, run in zip(folders, runs, strict=True):

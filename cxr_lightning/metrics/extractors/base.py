@@ -54,7 +54,8 @@ class Recipe(NamedTuple):
 
     Attributes:
         name: Of the extractor.
-        label: Name of the weights' file or folder without its ending; empty if it has none.
+        label: Name of the weights' file without its ending, of a product's run, or of a folder;
+            empty if it has none.
         sha256: Of the weights.
         load: Builds it.
     """

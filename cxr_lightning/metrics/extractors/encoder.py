@@ -6,7 +6,7 @@ from pathlib import Path
 from jaxtyping import Float32, UInt8
 from torch import Tensor, nn
 
-from cxr_lightning.artifacts import check_product, load_network
+from cxr_lightning.artifacts import check_product, load_network, run_name
 from cxr_lightning.data.transforms import to_model
 from cxr_lightning.errors import UserError
 from cxr_lightning.metrics.extractors.base import Extractor, Recipe
@@ -40,7 +40,7 @@ def encoder_recipe(weights: Path | None) -> Recipe:
             "'cxr fit --config configs/moco.yaml'."
         )
     sha256: str = check_product(weights, "encoder", "extractor")["sha256"]
-    return Recipe("encoder", weights.name, sha256, partial(_load, weights, sha256))
+    return Recipe("encoder", run_name(weights), sha256, partial(_load, weights, sha256))
 
 
 def _load(folder: Path, sha256: str) -> Extractor:

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from torch import nn
 
+from cxr_lightning.artifacts import load_network, save_product
 from cxr_lightning.errors import UserError
 from cxr_lightning.metrics import extractors
 from cxr_lightning.metrics.extractors import build_extractor, build_extractors, extractor_names
+from cxr_lightning.networks.encoder import Encoder
 
 
 @pytest.fixture
@@ -51,6 +53,16 @@ def test_distinct_names(modules: Path) -> None:
     assert other.name == f"module:a:{other.sha256[:8]}"
     specs = [f"module={modules}/other/a.pt", "fixed", f"module={modules}/b.pt"]
     assert [e.name for e in build_extractors(specs)] == ["module:a", "fixed", "module:b"]
+
+
+def test_encoders_are_called_by_their_runs(products: Path, tmp_path: Path) -> None:
+    runs = [tmp_path / run / "product" for run in ("moco", "held")]
+    for run, folder in enumerate(runs):
+        encoder = load_network(Encoder, products / "encoder")
+        next(encoder.parameters()).data.fill_(float(run))
+        save_product(folder, "encoder", {"encoder": encoder}, {})
+    built = build_extractors([f"encoder={folder}" for folder in runs])
+    assert [extractor.name for extractor in built] == ["encoder:moco", "encoder:held"]
 
 
 def test_twice_the_same(modules: Path) -> None:
