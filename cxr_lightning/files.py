@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -13,6 +14,14 @@ import numpy as np
 from numpy.lib.format import open_memmap
 
 from cxr_lightning.errors import UserError
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use: a job's share of a machine, not all of it."""
+    if hasattr(os, "sched_getaffinity"):  # not on every platform
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
 
 ZEROS = 2**20
 """Bytes written at a time to take place on the disk."""

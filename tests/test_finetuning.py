@@ -97,13 +97,15 @@ def test_without_a_held_out_encoder_a_sentence_says_that_there_is_no_stop(
 
 
 @pytest.mark.slow
-def test_two_processes_align_the_hidden_feature_as_one_does(
-    prepared: Path, products: Path, held_out: Path, tmp_path: Path
+@pytest.mark.parametrize(("mode", "weight"), [("hidden", 0.003), ("x0", 0.3)])
+def test_two_processes_fine_tune_as_one_does(
+    prepared: Path, products: Path, held_out: Path, tmp_path: Path, mode: str, weight: float
 ) -> None:
     sgd = '--model.init_args.optimizer={"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}'
     for name, count in (("one", 1), ("two", 2)):
         args = fit_args(prepared, products, held_out, tmp_path / name)
-        flags = [sgd, "--model.init_args.mode=hidden", "--goodhart.patience=null"]
+        flags = [sgd, f"--model.init_args.mode={mode}", "--goodhart.patience=null"]
+        flags += [f"--model.init_args.representation_weight={weight}"]
         run_main([*args, *flags], count)
     one, two = (
         load_file(tmp_path / name / "product/denoiser/model.safetensors") for name in ("one", "two")

@@ -26,6 +26,7 @@ from cxr_lightning.data.sources.files import FolderReader
 from cxr_lightning.data.sources.reading import read_chunks
 from cxr_lightning.data.transforms import to_model
 from cxr_lightning.errors import UserError
+from cxr_lightning.files import usable_cores
 
 MAX_FILES = 4096
 """Images that the plain loader and the reading of originals go through, at most."""
@@ -86,7 +87,7 @@ def benchmark_data(
             **limit_passes(prepared, batch_size),
         }
         if originals is not None:
-            for processes in sorted({1, os.cpu_count() or 1}):
+            for processes in sorted({1, usable_cores()}):
                 name = f"prepare with {processes} process{'es' * (processes > 1)}"
                 passes[name] = prepare_pass(originals, prepared.size, processes)
         speeds = measure_in_turn(passes, rounds, seconds)

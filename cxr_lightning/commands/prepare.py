@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
@@ -23,6 +22,7 @@ from cxr_lightning.data.sources.registry import Options, SourceName, open_source
 from cxr_lightning.data.sources.tables import PROBLEM
 from cxr_lightning.data.split import SPLITS, assign_splits
 from cxr_lightning.errors import UserError
+from cxr_lightning.files import usable_cores
 from cxr_lightning.progress import progress_bar
 
 MIN_SIZE, MAX_SIZE = 8, 4096
@@ -43,9 +43,9 @@ def prepare(
     labels: str | None = None,
     csv: Path | None = None,
     columns: dict[str, str] | None = None,
-    flag: Flag = "pneumoniamnist",
+    flag: Flag = Options.flag,
     download_size: NativeSize | None = None,
-    patients: int = 400,
+    patients: int = Options.patients,
     parts: list[str] | None = None,
 ) -> None:
     """Reads a data set once and writes the prepared data set that everything else reads.
@@ -97,7 +97,7 @@ def prepare(
     root, out = root.absolute(), out.absolute()
     _check_numbers(size, workers, valid_fraction, seed)
     _check_out(out, root)
-    cores = workers or os.cpu_count() or 1
+    cores = workers or usable_cores()
     resize = Resize(size, aspect)
     options = Options(
         resize=resize,
@@ -116,6 +116,7 @@ def prepare(
     table = data_set.table()
     _require_usable(table, root)
     usable = table[PROBLEM] == ""
+    _say_stand_ins(table[usable])
     table.loc[usable, "split"] = assign_splits(table[usable], valid_fraction, seed)
     if views == "frontal":
         table = _leave_out_laterals(table, root)
@@ -151,6 +152,12 @@ def _write(data_set: Source, resize: Resize, writer: PreparedWriter, workers: in
             f"root: none of the {len(writer.table)} images can be read ({path}: {reason}); check "
             "the folder."
         )
+
+
+def _say_stand_ins(table: pd.DataFrame) -> None:
+    """Says where no image shares its patient with another, as where none is stated."""
+    if len(table) > 1 and table["patient"].is_unique:
+        print(f"Each of the {len(table)} images counts as a patient of its own.")
 
 
 def _require_usable(table: pd.DataFrame, root: Path) -> None:

@@ -23,8 +23,8 @@ NEAR_CONSTANT = 4.0
 """Standard deviation of the grey values below which an image shows nothing; radiographs have 30 to
 90."""
 
-BLOCK = 4096
-"""Images that are looked at at once."""
+BLOCK_BYTES = 2**25
+"""Of images that are looked at at once."""
 
 
 def count_observations(table: pd.DataFrame) -> pd.DataFrame:
@@ -169,5 +169,6 @@ def describe_duplicates(table: pd.DataFrame, groups: list[list[int]]) -> dict[st
 
 def _blocks(images: UInt8[np.ndarray, "n h w"]) -> Iterator[tuple[int, np.ndarray]]:
     """Consecutive images in memory, with the row of the first."""
-    for start in range(0, len(images), BLOCK):
-        yield start, np.ascontiguousarray(images[start : start + BLOCK])
+    size = max(BLOCK_BYTES // max(images[:1].nbytes, 1), 1)
+    for start in range(0, len(images), size):
+        yield start, np.ascontiguousarray(images[start : start + size])

@@ -159,7 +159,8 @@ class PreparedWriter:
     def _resume(self, request: str) -> None:
         """Goes on behind the last row that array and journal agree on, or starts afresh."""
         self._journal.seek(0)
-        lines = list(_whole_records(self._journal.read()))
+        written = self._journal.read()
+        lines = list(_whole_records(written))
         first = json.dumps({"request": request}) + "\n"
         start = len(_array_header(0, self.size))
         available = (self.partial / "images.npy").stat().st_size - start
@@ -178,8 +179,10 @@ class PreparedWriter:
                 extents = [(width, height) for width, height in record["extents"]]
                 self._record(record["rows"], extents, failures)
                 valid.append(json.dumps(record) + "\n")
-        self._journal.truncate(0)
-        self._journal.writelines(valid)
+        kept = "".join(valid)
+        begins = written.startswith(kept)  # then a kill in between loses nothing
+        self._journal.truncate(len(kept.encode()) if begins else 0)
+        self._journal.write("" if begins else kept)
         self._journal.flush()
         self._images.write(_array_header(self.count, self.size))
         self._images.truncate(start + self.count * self.size**2)

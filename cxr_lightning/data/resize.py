@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 from PIL.JpegImagePlugin import JpegImageFile
 
 Aspect = Literal["pad", "crop"]
@@ -27,6 +27,7 @@ FILTER = Image.Resampling.BICUBIC
 
 DECODER_ERRORS = (
     OSError,  # missing, unknown format, truncated
+    MemoryError,  # a length that cannot be
     SyntaxError,  # broken PNG chunk
     RuntimeError,  # of AVIF; also NotImplementedError, of DDS
     ValueError,
@@ -154,12 +155,19 @@ def _reduce(image: Image.Image, resize: Resize) -> tuple[float, float] | None:
     return drafted[1][2:] if drafted else None
 
 
+def is_white_zero(image: Image.Image) -> bool:
+    """Whether 0 is white in a TIFF of 16 bits, which Pillow leaves as it is."""
+    tags = getattr(image, "tag_v2", {})
+    return image.format == "TIFF" and tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
+
+
 def to_grey(image: Image.Image) -> Image.Image:
     """A picture of any mode in mode L, which is 8-bit grey."""
     if image.mode == "L" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
-        return Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8))
+        grey = np.round(np.asarray(image) / 257).astype(np.uint8)
+        return Image.fromarray(255 - grey if is_white_zero(image) else grey)
     if image.mode in ("I", "F"):
         raise UnreadableImageError(
             f"grey values of mode {image.mode} have no stated range; save it with 8 or 16 bits"

@@ -34,6 +34,7 @@ def representation_loss(
     x0_estimate: Float[Tensor, "b 1 h w"],
     a_t: Float[Tensor, " b"],
     snr_min: float = 0.25,
+    total: Float[Tensor, ""] | None = None,
 ) -> Float[Tensor, ""]:
     """Distance of embeddings of the original and of the one-step reconstruction.
 
@@ -53,6 +54,8 @@ def representation_loss(
         x0_estimate: Clean-image estimates from the predicted noise, not clamped.
         a_t: alpha_bar at each image's step.
         snr_min: Smallest signal-to-noise ratio that counts.
+        total: What the sum is divided by; by default the sum of the weights. With several processes
+            the mean of `weight_inside` over them, so that the mean of their losses is that of one.
 
     Returns:
         The loss, in [0, 2]; an exact zero connected to the graph if no image is inside the cut.
@@ -66,7 +69,12 @@ def representation_loss(
     estimate = estimate + (estimate.clamp(*MODEL_RANGE) - estimate).detach()
     distance = 0.5 * (encoder(estimate) - target).square().sum(1)  # = 1 - cos
     weight = a_t[inside]
-    return (weight * distance).sum() / weight.sum()
+    return (weight * distance).sum() / (weight.sum() if total is None else total)
+
+
+def weight_inside(a_t: Float[Tensor, " b"], snr_min: float) -> Float[Tensor, ""]:
+    """Sum of the weights of `representation_loss`."""
+    return a_t[snr(a_t) >= snr_min].sum()
 
 
 def alignment_loss(

@@ -12,16 +12,17 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from cxr_lightning.artifacts import check_product, load_network
-from cxr_lightning.diffusion.schedule import snr
 from cxr_lightning.errors import UserError
 from cxr_lightning.losses.representation import (
     Embed,
     alignment_loss,
     recomputing,
     representation_loss,
+    weight_inside,
 )
 from cxr_lightning.networks.encoder import Encoder
 from cxr_lightning.networks.frozen import Frozen, eval_mode
+from cxr_lightning.networks.gather import all_ranks
 from cxr_lightning.ranges import check_range
 from cxr_lightning.stages.base import Decay, default_optimizer
 from cxr_lightning.stages.denoising import DenoisingStage, check_gamma, load_generator, text_parent
@@ -194,8 +195,8 @@ class Finetune(DenoisingStage):
         representation = representation_loss(
             self.encoder.network, batch.image, denoised.x0, denoised.a_t, self.snr_min
         )
-        a_t = denoised.a_t
-        self.mean_representation.update(representation, a_t[snr(a_t) >= self.snr_min].sum())
+        weight = weight_inside(denoised.a_t, self.snr_min)
+        self.mean_representation.update(representation, weight)
         self.mean_diffusion.update(denoised.loss(), len(batch.image))
 
     def on_validation_epoch_end(self) -> None:
@@ -237,7 +238,8 @@ class Finetune(DenoisingStage):
             shape = image.shape[1:]
             noise = self.draw(lambda n: torch.randn(n, *shape, device=self.device), len(image))
             reconstruction = denoised.reverse_sample(noise)
-        return representation_loss(encoder, image, reconstruction, a_t, self.snr_min)
+        total = all_ranks(weight_inside(a_t, self.snr_min)[None]).mean()
+        return representation_loss(encoder, image, reconstruction, a_t, self.snr_min, total)
 
     def _warn_of_weight(self) -> None:
         """Says which lambda would do, where the gradient ratio was too large; once.

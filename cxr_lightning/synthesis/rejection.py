@@ -88,7 +88,7 @@ def plan_rejection(
     """
     judge = open_classifier(classifier, "reject")
     _check_size(judge, size)
-    asked = condition.observations_known.any(dim=0).tolist()
+    asked = certain(condition).any(dim=0).tolist()
     reasons = {
         observation: _why_not(judge, observation)
         for observation, wanted in zip(OBSERVATIONS, asked, strict=True)
@@ -175,12 +175,18 @@ class Confirmer:
         said = self.network.probabilities(to_model(images.to(self.device))).cpu()
         asked = asked.to("cpu")
         present = asked.observations[:, self.columns] == 1.0
-        known = asked.observations_known[:, self.columns]
+        known = certain(asked)[:, self.columns]
         right, margin = judge_answers(said[:, self.columns], present, known, self.thresholds)
         return [
             Verdict(bool(r), float(m)) if k else KEPT
             for r, m, k in zip(right, margin, known.any(dim=1), strict=True)
         ]
+
+
+def certain(condition: Condition) -> Bool[Tensor, "b o"]:
+    """Which observations were asked for as present or as absent; a soft label is neither."""
+    stated = (condition.observations == 0.0) | (condition.observations == 1.0)
+    return condition.observations_known & stated
 
 
 def judge_answers(

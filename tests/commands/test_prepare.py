@@ -294,6 +294,30 @@ def test_folder(tmp_path, capsys):
     assert (data.images == 77).all()
     assert data.table["Edema"].tolist() == [-1]
     assert "no image is in valid" in capsys.readouterr().out
+    Image.fromarray(np.full((30, 30), 78, dtype=np.uint8)).save(root / "b.png")
+    (root / "list.csv").write_text("path,Edema\na.png,-1\nb.png,0\n")
+    prepare("folder", root, tmp_path / "two", size=8, workers=1)
+    said = capsys.readouterr().out
+    assert "Each of the 2 images counts as a patient of its own." in said
+    (root / "list.csv").write_text("path,Edema,patient\na.png,-1,p\nb.png,0,p\n")
+    prepare("folder", root, tmp_path / "one", size=8, workers=1)
+    assert "patient of its own" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"csv": Path("subset.csv")}, "csv: --source chexpert .* only folder and dicom; leave out"),
+        ({"columns": {"Path": "a"}}, "columns: --source chexpert does not read it"),
+        ({"parts": ["a"]}, "parts: .* only mixture"),
+        ({"flag": "chestmnist"}, "flag: .* only medmnist"),
+        ({"patients": 7}, "patients: .* only phantom"),
+    ],
+)
+def test_an_option_that_the_source_does_not_read_is_refused(root, tmp_path, option, message):
+    with pytest.raises(UserError, match=message):
+        prepare("chexpert", root, tmp_path / "out", 16, workers=1, **option)
+    assert not (tmp_path / "out").exists()
 
 
 def write_medmnist(file, side=28):
@@ -344,6 +368,8 @@ def test_phantom(tmp_path):
     prepare("phantom", root, tmp_path / "out", size=16, workers=1, patients=2)
     with pytest.raises(UserError, match=r"not the phantom .*'patients': 3"):
         prepare("phantom", root, tmp_path / "other", size=16, workers=1, patients=3)
+    with pytest.raises(UserError, match="patients: 64541; use a number from 2 to 64540"):
+        prepare("phantom", tmp_path / "new", tmp_path / "other", workers=1, patients=64541)
     with pytest.raises(UserError, match="patients: 1 patients"):
         prepare("phantom", tmp_path / "new", tmp_path / "other", workers=1, patients=1)
     assert sorted(f.name for f in tmp_path.iterdir()) == ["out", "phantom"]

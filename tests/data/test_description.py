@@ -160,7 +160,7 @@ def test_splits_and_ages(table):
 
 
 def test_duplicates(table, monkeypatch):
-    monkeypatch.setattr("cxr_lightning.data.description.BLOCK", 7)  # pairs span blocks
+    monkeypatch.setattr("cxr_lightning.data.description.BLOCK_BYTES", 7 * 16)  # pairs span blocks
     images = np.random.default_rng(1).integers(0, 256, (20, 4, 4), dtype=np.uint8)
     images[15] = images[3]
     images[19] = images[3]
@@ -177,7 +177,7 @@ def test_duplicates(table, monkeypatch):
 
 
 def test_near_constant(monkeypatch):
-    monkeypatch.setattr("cxr_lightning.data.description.BLOCK", 3)
+    monkeypatch.setattr("cxr_lightning.data.description.BLOCK_BYTES", 3 * 64)
     images = np.full((5, 8, 8), 100, dtype=np.uint8)
     images[1, ::2] += 9  # standard deviation 4.5
     images[2, ::2] += 7  # 3.5

@@ -81,6 +81,25 @@ def test_view_position(file, position, view, projection):
     assert (header.view, header.projection) == (view, projection)
 
 
+@pytest.mark.parametrize(
+    ("meaning", "view", "projection"),
+    [
+        ("lateral projection", "Lateral", ""),
+        ("Left lateral", "Lateral", ""),
+        ("antero-posterior", "Frontal", "AP"),
+        ("postero-anterior", "Frontal", "PA"),
+        ("oblique", "", ""),
+    ],
+)
+def test_view_code_where_view_position_is_blank(file, meaning, view, projection):
+    code = pydicom.Dataset()
+    code.CodeMeaning = meaning
+    for position, expected in (("", (view, projection)), ("PA", ("Frontal", "PA"))):
+        write_dicom(file, ramp(8), ViewPosition=position, ViewCodeSequence=[code])
+        header = read_header(file)
+        assert (header.view, header.projection) == expected
+
+
 def test_values_that_break_the_rules_give_no_warning(file):
     with pydicom.config.disable_value_validation():  # as in the files of the RSNA challenge
         write_dicom(file, ramp(8), PatientAge="51", StudyInstanceUID="1.2.x")
@@ -129,7 +148,7 @@ def test_folder_without_a_csv_file(tmp_path):
     assert table["Sex"].tolist() == ["Unknown", "Male", "Female", "Female"]
     assert table["Age"].tolist()[1:] == [1.5, 45, 45]
     assert math.isnan(table["Age"].iloc[0])
-    assert table["Frontal/Lateral"].tolist() == ["Frontal", "Frontal", "Frontal", "Lateral"]
+    assert table["Frontal/Lateral"].tolist() == ["", "", "Frontal", "Lateral"]
     assert table["AP/PA"].tolist() == ["", "", "PA", ""]
     assert set(table["split"]) == {""}
     for path in good:
@@ -163,7 +182,7 @@ def test_csv_file_with_a_map_of_columns(tmp_path):
     assert table["Sex"].tolist()[:3] == ["Male", "Female", "Female"]
     assert table["Age"].tolist()[:3] == [30, 45, 45]
     assert table["AP/PA"].tolist()[:3] == ["AP", "PA", "PA"]
-    assert set(table["Frontal/Lateral"]) == {"Frontal"}
+    assert table["Frontal/Lateral"].tolist()[:3] == ["Frontal"] * 3
     assert table["study"].tolist()[:3] == ["1.2.9"] * 3
     assert table["Pleural Effusion"].tolist()[:2] == [1, -1]
     assert math.isnan(table["Pleural Effusion"][2])

@@ -140,6 +140,14 @@ def test_origins_that_sources_state():
     assert not others & {*nih, *ChexpertPlusSource.origins}
 
 
+def test_a_blank_image_may_be_in_two_sets(sets, tmp_path):
+    for name, column in (("d", "Edema"), ("e", "Fracture")):
+        raw = write_set(tmp_path / "raw" / name, ord(name), column=column)
+        Image.fromarray(np.zeros((16, 24), dtype=np.uint8)).save(raw / "5.png")
+        prepare("folder", raw, sets / name, SIZE, workers=1)
+    assert len(mix(sets, tmp_path / "mixed", parts=["d", "e"]).table) == 12
+
+
 def test_the_same_image_in_two_sets_is_refused(sets, tmp_path):
     raw = write_set(tmp_path / "raw" / "c", 9)
     (raw / "5.png").write_bytes((tmp_path / "raw" / "a" / "1.png").read_bytes())

@@ -99,6 +99,15 @@ def test_sixteen_bit_keeps_its_range(tmp_path, suffix):
     assert grey.tolist() == [[0, 1, 100], [128, 255, 16]]
 
 
+def test_sixteen_bit_tiff_whose_zero_is_white(tmp_path):
+    file = save(tmp_path, np.array([[0, 257, 65535]], dtype=np.uint16), "plain.tiff")
+    with Image.open(file) as image:
+        image.save(tmp_path / "white.tiff", tiffinfo={262: 0})
+    with Image.open(tmp_path / "white.tiff") as image:
+        assert image.tag_v2[262] == 0
+    assert read_grey(tmp_path / "white.tiff").tolist() == [[255, 254, 0]]
+
+
 def test_float_image_has_no_stated_range(tmp_path):
     file = save(tmp_path, np.ones((4, 4), dtype=np.float32), "image.tiff")
     with pytest.raises(UnreadableImageError, match="mode F"):

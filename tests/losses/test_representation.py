@@ -12,6 +12,7 @@ from cxr_lightning.losses.representation import (
     alignment_loss,
     recomputing,
     representation_loss,
+    weight_inside,
 )
 from cxr_lightning.networks.encoder import Encoder
 from cxr_lightning.networks.frozen import Frozen
@@ -57,6 +58,19 @@ def test_equals_a_loop_over_images():
             bottom += weight
     ours = representation_loss(encoder, x0, estimate, a_t, snr_min=0.25)
     assert float(ours) == pytest.approx(top / bottom, abs=1e-5)  # float32 cosines
+
+
+def test_the_mean_over_processes_is_the_loss_of_all_images():
+    x0, estimate = pairs(8)
+    a_t = torch.tensor([0.9, 0.01, 0.02, 0.03, 0.8, 0.7, 0.6, 0.5])  # one inside the first half
+    whole = representation_loss(Stub(), x0, estimate, a_t)
+    halves = [slice(0, 4), slice(4, 8)]
+    total = torch.stack([weight_inside(a_t[half], 0.25) for half in halves]).mean()
+    parts = [
+        representation_loss(Stub(), x0[half], estimate[half], a_t[half], total=total)
+        for half in halves
+    ]
+    assert float(sum(parts) / 2) == pytest.approx(float(whole), rel=1e-5)
 
 
 def test_opposite_embeddings_give_two_the_largest_value():

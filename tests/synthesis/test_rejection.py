@@ -8,7 +8,14 @@ import torch
 
 from cxr_lightning.diffusion.random import ImageNoise
 from cxr_lightning.synthesis.making import ATTEMPT, Candidate, Draw
-from cxr_lightning.synthesis.rejection import KEPT, Verdict, count_draws, judge_answers
+from cxr_lightning.synthesis.rejection import (
+    KEPT,
+    Verdict,
+    certain,
+    count_draws,
+    judge_answers,
+)
+from cxr_lightning.types import Condition
 
 
 def test_answers_are_judged_as_by_hand():
@@ -41,6 +48,13 @@ def test_an_answer_at_the_threshold_says_present():
     present, known = torch.tensor([[True], [False]]), torch.ones(2, 1, dtype=torch.bool)
     right, _ = judge_answers(at, present, known, torch.tensor([0.5]))
     assert right.tolist() == [True, False]
+
+
+def test_soft_labels_are_neither_present_nor_absent():
+    condition = Condition.unknown(1)
+    condition.value[0, :3] = torch.tensor([1.0, 0.0, 0.77])
+    condition.known[0, :3] = True
+    assert certain(condition)[0].tolist() == [True, True, *[False] * 12]
 
 
 def test_sure_answers_have_finite_margins():

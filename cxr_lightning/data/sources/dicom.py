@@ -48,8 +48,9 @@ class DicomSource(Source):
     and those without a suffix that begin as DICOM files do. Linked folders are not entered. Nothing
     is annotated then.
 
-    A view that neither states is frontal, a patient that neither states is the image itself. Take
-    care where files were anonymised: one Patient ID for all makes them all one patient.
+    A view that neither states stays blank, which counts as frontal; a patient that neither states
+    is the image itself. Take care where files were anonymised: one Patient ID for all makes them
+    all one patient.
 
     Args:
         root: Folder that the paths start from.
@@ -84,8 +85,6 @@ class DicomSource(Source):
         """See the base class; a row whose header cannot be read has a problem."""
         table = self._read_csv(self.csv) if self.csv else self._list_files()
         table = fill_from_headers(table, self.dicoms, HEADER_COLUMNS)
-        unseen = table["Frontal/Lateral"].isin(NOT_STATED)
-        table["Frontal/Lateral"] = table["Frontal/Lateral"].mask(unseen, "Frontal")
         table["patient"] = stand_in_patients(table)
         table["study"] = table["study"].mask(table["study"] == "", "study1")
         return arrange(table)

@@ -37,6 +37,9 @@ FRONTAL_POSITIONS = ("AP", "PA")
 LATERAL_POSITIONS = ("LL", "RL", "LAT", "LLAT", "RLAT")
 """Values of View Position; those with the word LATERAL are lateral as well."""
 
+MEANINGS = {"ANTERO-POSTERIOR": "AP", "POSTERO-ANTERIOR": "PA"}
+"""What View Code Sequence says where View Position is blank (context group 4010)."""
+
 SEXES = {"M": "Male", "F": "Female"}
 
 DAYS = {"Y": 365.25, "M": 365.25 / 12, "W": 7.0, "D": 1.0}
@@ -69,7 +72,8 @@ class Header(NamedTuple):
         study: Study Instance UID, or blank.
         sex: Male, Female or Unknown.
         age: In years; NaN where it is not stated or above `MAX_AGE`.
-        view: Frontal, Lateral, or blank where View Position says neither.
+        view: Frontal, Lateral, or blank where View Position, or else View Code Sequence, says
+            neither.
         projection: AP, PA, or blank.
     """
 
@@ -154,9 +158,15 @@ def read_header(file: Path) -> Header:
     with _reasons():
         elements = _read_elements(
             file,
-            ["PatientID", "StudyInstanceUID", "PatientSex", "PatientAge", "ViewPosition"],
+            [
+                *("PatientID", "StudyInstanceUID", "PatientSex", "PatientAge"),
+                *("ViewPosition", "ViewCodeSequence"),
+            ],
         )
         position = text_of(elements, "ViewPosition").upper()
+        for code in elements.get("ViewCodeSequence") or [] if not position else []:
+            meaning = text_of(code, "CodeMeaning").upper()
+            position = MEANINGS.get(meaning, meaning)
         lateral = position in LATERAL_POSITIONS or "LATERAL" in position
         frontal = position in FRONTAL_POSITIONS
         return Header(

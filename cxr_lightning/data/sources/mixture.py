@@ -7,6 +7,7 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 
+from cxr_lightning.data.description import find_near_constant
 from cxr_lightning.data.prepared import EXTENT, PreparedDataset, hash_image, open_prepared
 from cxr_lightning.data.resize import Reading, Resize, UnreadableImageError
 from cxr_lightning.data.sources.base import Source, arrange
@@ -132,10 +133,15 @@ def _refuse_common_origin(parts: Mapping[str, PreparedDataset]) -> None:
 
 
 def _refuse_common_images(parts: Mapping[str, PreparedDataset]) -> None:
-    """Raises a UserError if two parts have an image of the same pixels."""
+    """Raises a UserError if two parts have an image of the same pixels, a blank one aside."""
     seen: dict[bytes, tuple[str, int]] = {}
     for name, part in parts.items():
-        own = {hash_image(image): (name, row) for row, image in enumerate(part.images)}
+        blank = {*find_near_constant(part.images).tolist()}
+        own = {
+            hash_image(image): (name, row)
+            for row, image in enumerate(part.images)
+            if row not in blank
+        }
         common = own.keys() & seen.keys()
         if common:
             (other, first), (_, second) = seen[min(common)], own[min(common)]

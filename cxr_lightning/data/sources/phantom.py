@@ -56,12 +56,16 @@ def _write(root: Path, settings: dict[str, int], workers: int) -> None:
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as staging:
         folder = Path(staging) / root.name
-        write_phantom(
-            folder,
-            patients=settings["patients"],
-            size=settings["size"],
-            seed=settings["seed"],
-            workers=workers,
-        )
+        try:
+            write_phantom(
+                folder,
+                patients=settings["patients"],
+                size=settings["size"],
+                seed=settings["seed"],
+                workers=workers,
+            )
+        except ValueError as error:
+            name, _, reason = str(error).partition(" is ")
+            raise UserError(f"{name}: {reason}.") from error
         (folder / SETTINGS).write_text(json.dumps(settings) + "\n", encoding="utf-8")
         folder.replace(root)

@@ -1,7 +1,7 @@
 """The data sources by name."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -38,16 +38,29 @@ class Options:
     """What some of the sources take; see `cxr prepare --help`."""
 
     resize: Resize
-    labels: str | None
-    csv: Path | None
-    columns: Mapping[str, str]
-    parts: Sequence[str] | None
     out: Path
-    flag: Flag
-    download_size: NativeSize | None
-    patients: int
     seed: int
     workers: int
+    labels: str | None = None
+    csv: Path | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    parts: Sequence[str] | None = None
+    flag: Flag = "pneumoniamnist"
+    download_size: NativeSize | None = None
+    patients: int = 400
+
+
+READ: dict[SourceName, set[str]] = {
+    "chexpert": {"labels"},
+    "chexpert_plus": {"labels"},
+    "mimic_cxr": {"labels"},
+    "medmnist": {"flag", "download_size"},
+    "folder": {"csv", "columns"},
+    "dicom": {"csv", "columns"},
+    "mixture": {"parts"},
+    "phantom": {"patients"},
+}
+"""Which of the options that have a default a source reads; none where it is not named."""
 
 
 SOURCES: dict[SourceName, Callable[[Path, Options], Source]] = {
@@ -79,6 +92,15 @@ def open_source(name: SourceName, root: Path, options: Options) -> Source:
     Raises:
         UserError: If there is no such data set, or an option does not suit it.
     """
+    usual = Options(options.resize, options.out, options.seed, options.workers)
+    for option in (part.name for part in fields(Options)):
+        given = getattr(options, option)
+        if given != getattr(usual, option) and option not in READ.get(name, ()):
+            readers = [source for source, read in READ.items() if option in read]
+            raise UserError(
+                f"{option}: --source {name} does not read it, only {' and '.join(readers)}; leave "
+                f"out {given}."
+            )
     return SOURCES[name](root, options)
 
 
