@@ -4,7 +4,9 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,11 +32,11 @@ class TextEncoder:
         device: Where it runs; by default a GPU, if there is one.
 
     Attributes:
-        dimension: Columns of an embedding.
         sha256: Over the model's files.
 
     Raises:
-        UserError: If the library is not installed, or there is no such model.
+        UserError: If there is no such folder; when it is first used, if the library is not
+            installed or the model cannot be read.
     """
 
     def __init__(self, folder: Path, argument: str, device: str | None = None) -> None:
@@ -43,22 +45,33 @@ class TextEncoder:
                 f"{argument}: there is no folder {folder}; give that of a model of "
                 "sentence-transformers or transformers."
             )
+        self.folder = folder
+        self.argument = argument
+        self.device = device
+        self.sha256 = _hash_folder(folder)
+
+    @cached_property
+    def model(self) -> Any:
+        """The model; read when it is first needed, which is not where embeddings are kept."""
         try:
             from sentence_transformers import SentenceTransformer
         except ImportError as error:
             raise UserError(
-                f"{argument}: sentence-transformers is needed; install it with {INSTALL}."
+                f"{self.argument}: sentence-transformers is needed; install it with {INSTALL}."
             ) from error
         try:
-            self.model = SentenceTransformer(str(folder), device=device, local_files_only=True)
+            return SentenceTransformer(str(self.folder), device=self.device, local_files_only=True)
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).split("\n")[0]
             raise UserError(
-                f"{argument}: the model in {folder} cannot be read ({reason}); give one of "
-                "sentence-transformers or transformers."
+                f"{self.argument}: the model in {self.folder} cannot be read ({reason}); give one "
+                "of sentence-transformers or transformers."
             ) from error
-        self.sha256 = _hash_folder(folder)
-        self.dimension = int(self.encode([" ", "a"]).shape[1])
+
+    @cached_property
+    def dimension(self) -> int:
+        """Columns of an embedding."""
+        return int(self.encode([" ", "a"]).shape[1])
 
     def encode(self, texts: Sequence[str], *, progress: bool = False) -> Float32[Tensor, "n e"]:
         """Embeddings of length 1; 0 for a text without a letter. On the CPU.

@@ -155,7 +155,7 @@ class DDPM(DenoisingStage):
                 f"model.prior: {prior} does not look at texts, so that x_hat would contradict "
                 "them; use flow, or leave data.text_encoder out."
             )
-        encoder = TextEncoder(folder, "data.text_encoder")
+        encoder = TextEncoder(folder, "data.text_encoder", device="cpu")  # for its width alone
         self.parents["text_encoder"] = encoder.sha256
         return encoder.dimension
 

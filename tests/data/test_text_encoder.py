@@ -68,6 +68,9 @@ def test_other_reports_or_another_encoder_are_embedded_anew(
 ) -> None:
     prepared = open_prepared(data)
     first = report_embeddings(prepared, TextEncoder(model, "text"))
+    kept = TextEncoder(model, "text")
+    report_embeddings(prepared, kept)
+    assert "model" not in vars(kept)  # it was not read
     other = TextEncoder(write_text_model(tmp_path / "other", seed=1), "text")
     assert not torch.allclose(report_embeddings(prepared, other), first, atol=1e-2)
     prepared.table.loc[0, "report"] = "large bilateral effusions"
@@ -109,10 +112,10 @@ def test_no_folder_no_model_and_no_library(
         TextEncoder(tmp_path / "absent", "text")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="text: the model in .* cannot be read"):
-        TextEncoder(tmp_path / "empty", "text")
+        TextEncoder(tmp_path / "empty", "text").encode(["a"])
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(UserError, match=r"pip install 'cxr_lightning\[text\]'"):
-        TextEncoder(model, "text")
+        assert TextEncoder(model, "text").dimension
 
 
 def test_only_the_encoder_that_a_product_was_trained_with(model: Path, tmp_path: Path) -> None:

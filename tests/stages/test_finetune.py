@@ -151,7 +151,10 @@ def test_another_image_size_is_refused(make):
         ({"representation_weight": -0.1}, r"^model\.representation_weight: -0\.1 .* use 0"),
         ({"representation_weight": float("nan")}, r"^model\.representation_weight: nan"),
         ({"representation_warmup_steps": -1}, r"^model\.representation_warmup_steps: -1"),
-        ({"mode": "reverse", "reverse_steps": 1}, r"^model\.reverse_steps: 1 is not possible; use 2"),
+        (
+            {"mode": "reverse", "reverse_steps": 1},
+            r"^model\.reverse_steps: 1 is not possible; use 2",
+        ),
         ({"snr_min": -0.25}, r"^model\.snr_min: -0\.25 .* use 0"),
     ],
 )
