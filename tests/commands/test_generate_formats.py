@@ -56,7 +56,8 @@ def test_prepare_reads_the_dicom_files_back(make_set, tmp_path):
         assert found.table["Sex"].tolist() == ["Female"] * 3 + ["Male"] * 3
         assert found.table["Age"].tolist()[:3] == [70.0] * 3
         assert found.table["AP/PA"].tolist() == ["PA"] * 3 + [""] * 3
-        assert set(found.table["Frontal/Lateral"]) == {"Frontal"}
+        unstated = "Frontal" if name == "listed" else ""
+        assert found.table["Frontal/Lateral"].tolist() == ["Frontal"] * 3 + [unstated] * 3
         assert found.table["patient"].nunique() == 6
         if name == "listed":
             assert found.table["patient"].tolist() == [f"patient{i:05d}" for i in range(1, 7)]
