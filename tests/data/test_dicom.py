@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pydicom
 import pytest
 from dicom_writer import PERSON, full_range, ramp, write_dicom
@@ -153,6 +154,17 @@ def test_folder_without_a_csv_file(tmp_path):
     assert set(table["split"]) == {""}
     for path in good:
         assert np.array_equal(source.image(path), full_range(pixels, 12))
+
+
+def test_headers_read_by_several_processes_are_the_same(tmp_path, monkeypatch):
+    for number in range(5):
+        write_dicom(tmp_path / f"{number}.dcm", ramp(12), 12, **PERSON | {"PatientID": f"{number}"})
+    (tmp_path / "3.dcm").write_bytes(b"none")
+    alone = DicomSource(tmp_path).table()
+    monkeypatch.setattr("cxr_lightning.data.sources.dicom.CHUNK", 2)
+    monkeypatch.setattr("cxr_lightning.data.sources.dicom.usable_cores", lambda: 2)
+    pd.testing.assert_frame_equal(DicomSource(tmp_path).table(), alone)
+    assert alone["patient"].tolist() == ["0", "1", "2", "3.dcm", "4"]
 
 
 def test_a_file_name_that_is_not_utf8(tmp_path):

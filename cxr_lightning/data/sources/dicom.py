@@ -3,18 +3,19 @@
 import os
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import pandas as pd
 
-from cxr_lightning.data.resize import UnreadableImageError
 from cxr_lightning.data.sources.base import Source, arrange
 from cxr_lightning.data.sources.dicom_files import (
     DicomReader,
     Header,
     is_dicom,
+    read_headers,
     require_pydicom,
 )
 from cxr_lightning.data.sources.folder import (
@@ -23,8 +24,10 @@ from cxr_lightning.data.sources.folder import (
     read_list,
     stand_in_patients,
 )
+from cxr_lightning.data.sources.reading import in_order
 from cxr_lightning.data.sources.tables import PROBLEM, flag, shown_path
 from cxr_lightning.errors import UserError
+from cxr_lightning.files import usable_cores
 from cxr_lightning.progress import progress_bar
 from cxr_lightning.types import NOT_ANNOTATED, OBSERVATIONS
 
@@ -35,6 +38,9 @@ NO_SUFFIX = re.compile(r"[^.]+|[0-9.]+")
 """Names without a suffix, among them the UIDs that scanners name files by."""
 
 NOT_STATED = {"", "Unknown"}
+
+CHUNK = 256
+"""Headers that a process reads at a time."""
 
 
 class DicomSource(Source):
@@ -119,28 +125,22 @@ def fill_from_headers(
 
     A header that cannot be read is a problem of its row. Rows that have a problem are left alone.
     """
-    headers, problems = [], []
-    usable = table[PROBLEM] == ""
-    for path, read in zip(
-        progress_bar(table["Path"], desc="headers", unit="file"), usable, strict=True
-    ):
-        header, problem = _read_header(dicoms, path) if read else (Header(), "")
-        headers.append(header)
-        problems.append(problem)
+    usable = (table[PROBLEM] == "").to_numpy()
+    paths = table["Path"][usable].tolist()
+    chunks = [paths[i : i + CHUNK] for i in range(0, len(paths), CHUNK)]
+    read: list[tuple[Header, str]] = []
+    with progress_bar(total=len(paths), desc="headers", unit="file") as bar:
+        for part in in_order(partial(read_headers, dicoms), chunks, usable_cores()):
+            read += part
+            bar.update(len(part))
+    rows = iter(read)
+    headers, problems = zip(*(next(rows) if one else (Header(), "") for one in usable), strict=True)
     found = pd.DataFrame(headers, index=table.index).set_axis(list(HEADER_COLUMNS), axis=1)
     for column in columns:
         stated = table[column].notna() & ~table[column].isin(NOT_STATED)
         table = table.assign(**{column: table[column].where(stated, found[column])})
     reasons = pd.Series(problems, index=table.index, dtype=str)
     return flag(table, reasons != "", reasons)
-
-
-def _read_header(dicoms: DicomReader, path: str) -> tuple[Header, str]:
-    """The header, or a blank one and the reason."""
-    try:
-        return dicoms.header(path), ""
-    except UnreadableImageError as error:
-        return Header(), str(error)
 
 
 def _dicoms_below(root: Path) -> Iterator[Path]:

@@ -111,6 +111,17 @@ class DicomReader:
         return find_file(self.root / f"{tail}{suffix}" for tail in tails for suffix in SUFFIXES)
 
 
+def read_headers(dicoms: DicomReader, paths: list[str]) -> list[tuple[Header, str]]:
+    """The header of each file; a blank one and the reason where it cannot be read."""
+    found = []
+    for path in paths:
+        try:
+            found.append((dicoms.header(path), ""))
+        except UnreadableImageError as error:
+            found.append((Header(), str(error)))
+    return found
+
+
 def is_dicom(path: str | Path) -> bool:
     """Whether the name is that of a DICOM file."""
     return Path(path).suffix.lower() in DICOM_SUFFIXES

@@ -10,13 +10,16 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
 
 from cxr_lightning.data.resize import Reading, Resize, UnreadableImageError
 from cxr_lightning.errors import UserError
+
+T = TypeVar("T")
 
 ImageReader = Callable[[str, Resize | None], Reading]
 """Gives the image of a `Path`, resized; picklable."""
@@ -66,7 +69,19 @@ def read_chunk(reader: ImageReader, resize: Resize, paths: list[str]) -> Chunk:
 def read_chunks(
     reader: ImageReader, resize: Resize, chunks: Iterable[list[str]], workers: int
 ) -> Generator[Chunk, None, None]:
-    """Reads chunks of paths; the result comes in order and is the same for any `workers`.
+    """Reads chunks of paths; see `in_order`."""
+    yield from in_order(partial(read_chunk, reader, resize), chunks, workers)
+
+
+def in_order(
+    task: Callable[[list[str]], T], chunks: Iterable[list[str]], workers: int
+) -> Generator[T, None, None]:
+    """What a task makes of chunks of paths; in order, and the same for any `workers`.
+
+    Args:
+        task: Picklable, from a module that is free of torch and pandas.
+        chunks: The paths.
+        workers: Processes, at most.
 
     Raises:
         UserError: If a worker process dies.
@@ -74,13 +89,13 @@ def read_chunks(
     chunks = list(chunks)
     workers = min(workers, len(chunks))
     if workers <= 1:
-        yield from (read_chunk(reader, resize, paths) for paths in chunks)
+        yield from map(task, chunks)
         return
     pool = ProcessPoolExecutor(workers, _context(), initializer=_ignore_interrupt)
-    pending: deque[Future[Chunk]] = deque()
+    pending: deque[Future[T]] = deque()
     try:
         for paths in chunks:
-            pending.append(pool.submit(read_chunk, reader, resize, paths))
+            pending.append(pool.submit(task, paths))
             if len(pending) > IN_FLIGHT * workers:
                 yield pending.popleft().result()
         while pending:
