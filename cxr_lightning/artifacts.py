@@ -61,6 +61,12 @@ def save_product(
         (partial / CARD).write_text(read_card(partial, manifest), encoding="utf-8")
 
 
+def training_sets(manifest: Mapping[str, Any]) -> list[str]:
+    """Hashes of the sets of images that a product, and what it was made from, was trained on."""
+    sets = [manifest.get("data"), *manifest.get("earlier_data", [])]
+    return [*dict.fromkeys(sha256 for sha256 in sets if sha256)]
+
+
 def run_name(folder: Path) -> str:
     """What people call a product: its folder, or its run's where that is called `product`."""
     place = folder.resolve()

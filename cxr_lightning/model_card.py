@@ -112,6 +112,7 @@ TRAINING = {
 FACTS: dict[str, Any] = {
     "step": None,
     "data": None,
+    "earlier_data": [],
     "dataset": {},
     "training_images": {},
     "training_patients": {},

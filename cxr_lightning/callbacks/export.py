@@ -115,6 +115,7 @@ class Export(Callback):
         facts = {
             "parents": dict(product.parents),
             "data": prepared.sha256,
+            "earlier_data": [s for s in pl_module.earlier_data if s != prepared.sha256],
             "dataset": describe_training(prepared),
             "training_images": images,
             "training_patients": patients,

@@ -5,7 +5,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from cxr_lightning.artifacts import check_product, product_files, read_card
+from cxr_lightning.artifacts import check_product, product_files, read_card, training_sets
 from cxr_lightning.errors import UserError
 from cxr_lightning.hub import share
 from cxr_lightning.model_card import NAME, complete_card, missing_facts
@@ -87,8 +87,8 @@ def _headline(folder: Path, model: Path, manifest: dict[str, Any]) -> str:
     from cxr_lightning.report.render import render_headline  # its template engine takes a while
 
     real = read.metrics["real"]
-    if real.get("is_training_data") is None and "data" in manifest:
-        real["is_training_data"] = manifest["data"] == real.get("sha256")
+    if real.get("is_training_data") is None and (sets := training_sets(manifest)):
+        real["is_training_data"] = real.get("sha256") in sets
     split = read.look_up("settings", "split")
     count = real.get("splits", {}).get(split)
     if count is None:

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from cxr_lightning import __version__
-from cxr_lightning.artifacts import product_sha256
+from cxr_lightning.artifacts import product_sha256, training_sets
 from cxr_lightning.data.prepared import PreparedDataset
 from cxr_lightning.evaluation.inputs import EvaluationInputs
 from cxr_lightning.evaluation.synthetic import SyntheticSet
@@ -104,9 +104,9 @@ def _file_or_product_sha256(path: Path | None) -> str | None:
 
 
 def _is_training_data(real: PreparedDataset, identities: Identities) -> bool | None:
-    """Whether the generator was trained on this very set; None where that is not known."""
-    data = identities.get("generator", {}).get("data")
-    return None if data is None else data == real.sha256
+    """Whether any part of the generator was trained on this very set; None where nobody knows."""
+    sets = training_sets(identities.get("generator", {}))
+    return real.sha256 in sets if sets else None
 
 
 def _card(manifest: dict[str, Any] | None) -> dict[str, Any] | None:

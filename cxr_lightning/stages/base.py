@@ -55,6 +55,9 @@ class Stage(LightningModule, ABC):
         warmup_steps: Steps of linear learning-rate warm-up.
         decay: Learning rate after warm-up: `constant`, or `cosine` to zero at the last step.
 
+    Attributes:
+        earlier_data: sha256 of each set of images that the networks it begins with were trained on.
+
     Raises:
         UserError: If there are fewer than 0 steps.
     """
@@ -62,6 +65,7 @@ class Stage(LightningModule, ABC):
     def __init__(self, optimizer: OptimizerCallable, warmup_steps: int, decay: Decay) -> None:
         super().__init__()
         check_range("model.warmup_steps", warmup_steps, 0)
+        self.earlier_data: list[str] = []
         self.optimizer = optimizer
         self.warmup_steps = warmup_steps
         self.decay = decay

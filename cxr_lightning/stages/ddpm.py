@@ -7,7 +7,7 @@ from jaxtyping import Float
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
-from cxr_lightning.artifacts import check_product, load_network
+from cxr_lightning.artifacts import check_product, load_network, training_sets
 from cxr_lightning.data.text_encoder import TextEncoder
 from cxr_lightning.diffusion.priors import LatentPrior, PriorKind
 from cxr_lightning.errors import UserError
@@ -169,9 +169,9 @@ class DDPM(DenoisingStage):
                 f"model.autoencoder: none was given, but model.form {form!r} needs the product of "
                 "stage 1; give its folder, or use model.form uncond."
             )
-        self.parents["autoencoder"] = check_product(folder, "autoencoder", "model.autoencoder")[
-            "sha256"
-        ]
+        manifest = check_product(folder, "autoencoder", "model.autoencoder")
+        self.parents["autoencoder"] = manifest["sha256"]
+        self.earlier_data = training_sets(manifest)
         network = load_network(Autoencoder, folder)
         if network.image_size != image_size:
             raise UserError(

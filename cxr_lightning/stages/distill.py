@@ -7,6 +7,7 @@ from jaxtyping import Float
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
+from cxr_lightning.artifacts import training_sets
 from cxr_lightning.diffusion.consistency import earlier_time, gap_at
 from cxr_lightning.diffusion.generator import Generator
 from cxr_lightning.diffusion.samplers import Sampling
@@ -73,6 +74,7 @@ class ConsistencyTuning(DenoisingStage):
         check_range("model.huber", huber, 0)
         start = _load_generator(generator, image_size)
         self.parents = {"generator": start.manifest["sha256"]}
+        self.earlier_data = training_sets(start.manifest)
         self.parents |= text_parent(start.manifest, text_encoder)
         assert start.denoiser is not None
         denoiser = start.denoiser.train().requires_grad_(True)

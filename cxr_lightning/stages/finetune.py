@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from cxr_lightning.artifacts import check_product, load_network
+from cxr_lightning.artifacts import check_product, load_network, training_sets
 from cxr_lightning.errors import UserError
 from cxr_lightning.losses.representation import (
     Embed,
@@ -124,6 +124,7 @@ class Finetune(DenoisingStage):
         check_range("model.reverse_steps", reverse_steps, 2)
         check_range("model.snr_min", snr_min, 0)
         start = load_generator(generator, image_size)
+        self.earlier_data = training_sets(start.manifest)
         self.parents = {
             "generator": start.manifest["sha256"],
             "encoder": check_product(encoder, "encoder", "model.encoder")["sha256"],

@@ -25,6 +25,8 @@ from PIL import Image
 from cxr_lightning.artifacts import product_sha256, save_product
 from cxr_lightning.commands.evaluate import _command, evaluate
 from cxr_lightning.commands.report import report
+from cxr_lightning.data.prepared import open_prepared
+from cxr_lightning.evaluation import facts
 from cxr_lightning.evaluation.work import Work, make_grid
 from cxr_lightning.networks.classifier import Classifier
 
@@ -207,6 +209,11 @@ def test_representation_and_its_calibration(
         assert rrs["details"] | sampled == rrs["details"]
         assert "only 5 held-out images" in rrs["warning"]
     assert metrics_of(out)["generator"] == product_sha256(generator)
+    assert metrics_of(out)["real"]["is_training_data"] is None
+    for sets, known in (({"data": "ef" * 32}, False), ({"earlier_data": ["ab" * 32]}, True)):
+        manifest = {"data": "cd" * 32, "sha256": "cd" * 32} | sets
+        found = facts._is_training_data(open_prepared(real), {"generator": manifest})
+        assert found is known
     assert records["fid", "healthy"]["extractor_sha256"] == product_sha256(encoder)
     assert (out / "grids" / "healthy_reconstruction.png").is_file()
 

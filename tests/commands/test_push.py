@@ -155,6 +155,10 @@ def test_whether_copies_could_be_found_is_known_from_the_product(hub, model, eva
     shared = hub.files("me/chest")["README.md"].decode()
     assert "Not known: the generator was trained on other images than these" in shared
     assert "no sign of copying" not in shared.lower()
+    manifest |= {"earlier_data": [content["real"]["sha256"]]}
+    (model / "manifest.json").write_text(json.dumps(manifest))
+    main(["push", f"--model={model}", "--repo=me/chest", f"--evaluation={folder}"])
+    assert "a set that it was trained on" in hub.files("me/chest")["README.md"].decode()
 
 
 def test_the_split_that_was_measured_is_named(hub, model, evaluate):

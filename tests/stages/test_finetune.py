@@ -1,5 +1,7 @@
 """Stage 4 on tiny data: the representation loss trains the U-Net and nothing else."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ from lightning import seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from text_model import write_text_model
 
-from cxr_lightning.artifacts import save_product
+from cxr_lightning.artifacts import check_product, save_product, training_sets
+from cxr_lightning.callbacks.export import Export
 from cxr_lightning.data.datamodule import CheXpertDataModule
 from cxr_lightning.data.text_encoder import TextEncoder
 from cxr_lightning.diffusion.generator import Generator
@@ -122,6 +125,24 @@ def test_checkpoint_holds_no_frozen_weights(make):
     state = make().state_dict()
     parts = {f"networks.{part}" for part in ("denoiser", "average", "prior")}
     assert {".".join(k.split(".")[:2]) for k in state} == {*parts, "diffusion_at_start"}
+
+
+def test_the_product_knows_all_sets_that_it_was_trained_on(
+    make, products, datamodule, quiet_trainer, tmp_path
+):
+    generator = shutil.copytree(products / "generator", tmp_path / "generator")
+    file = generator / "manifest.json"
+    earlier = {"data": "aa" * 32, "earlier_data": ["bb" * 32, datamodule.prepared.sha256]}
+    file.write_text(json.dumps(json.loads(file.read_text()) | earlier))
+    module = make(generator=generator)
+    quiet_trainer(max_steps=1, limit_val_batches=0, callbacks=[Export()]).fit(
+        module, datamodule=datamodule
+    )
+    manifest = check_product(tmp_path / "product", "generator", "model")
+    assert manifest["earlier_data"] == ["aa" * 32, "bb" * 32]
+    assert training_sets(manifest) == [manifest["data"], "aa" * 32, "bb" * 32]
+    card = (tmp_path / "product/README.md").read_text(encoding="utf-8")
+    assert f"| Trained before on images of sha256 | {'aa' * 32}, {'bb' * 32}; " in card
 
 
 def test_product_names_both_parents(make, products):
