@@ -29,6 +29,27 @@ class Verdict:
     text: str
 
 
+@dataclass(frozen=True)
+class AxisLine:
+    """What the headline says of an axis.
+
+    Attributes:
+        axis: Its name.
+        verdict: The comparison in words.
+        key: The key number.
+        key_note: What it is.
+        real: What real images reach.
+        real_note: What that is.
+    """
+
+    axis: str
+    verdict: Verdict
+    key: str = ""
+    key_note: str = ""
+    real: str = ""
+    real_note: str = ""
+
+
 def compare(record: Measurement) -> Verdict | None:
     """A record against its floor; None where there is nothing to compare with."""
     if record.metric == "utility_gain":

@@ -8,9 +8,10 @@ import pytest
 from evaluation_writer import full_metrics, minimal_metrics
 
 from cxr_lightning.evaluation.records import Floor, Record, Skipped, Source
-from cxr_lightning.report.headline import OTHER_DATA, UNKNOWN_DATA, AxisLine, headline
+from cxr_lightning.report.headline import headline
+from cxr_lightning.report.privacy_line import OTHER_DATA, UNKNOWN_DATA
 from cxr_lightning.report.read import Evaluation, Measurement
-from cxr_lightning.report.verdicts import compare
+from cxr_lightning.report.verdicts import AxisLine, compare
 
 FID = Record(
     "fidelity",
