@@ -31,11 +31,11 @@ def check_range(
     small_enough = value < most if below else value <= most
     if large_enough and small_enough and math.isfinite(value):
         return
-    low = f"more than {least:g}" if above else f"{least:g}"
+    low = f"more than {least}" if above else f"{least}"
     if math.isinf(most):
         use = low if above else f"{low} or more"
     elif above:
-        use = f"{low}, {'less than' if below else 'at most'} {most:g}"
+        use = f"{low}, {'less than' if below else 'at most'} {most}"
     else:
-        use = f"{low} to {'below ' if below else ''}{most:g}"
+        use = f"{low} to {'below ' if below else ''}{most}"
     raise UserError(f"{argument}: {value} is not possible; use {use}.")

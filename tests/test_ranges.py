@@ -16,6 +16,7 @@ from cxr_lightning.ranges import check_range
         ((0, 1), {}, (0, 0.5, 1), (-0.1, 1.01), "0 to 1"),
         ((0, 1), {"below": True}, (0, 0.99), (1, 2), "0 to below 1"),
         ((0, 0.5), {"above": True}, (0.1, 0.5), (0, 0.6), "more than 0, at most 0.5"),
+        ((0, 2**32 - 1), {}, (7,), (2**32,), "0 to 4294967295"),
         ((0, 1), {"above": True, "below": True}, (0.5,), (0, 1), "more than 0, less than 1"),
     ],
 )

@@ -27,6 +27,7 @@ from cxr_lightning.data.sources.reading import read_chunks
 from cxr_lightning.data.transforms import to_model
 from cxr_lightning.errors import UserError
 from cxr_lightning.files import usable_cores
+from cxr_lightning.ranges import check_range
 
 MAX_FILES = 4096
 """Images that the plain loader and the reading of originals go through, at most."""
@@ -71,10 +72,9 @@ def benchmark_data(
         UserError: If there is no prepared data set, or there are no files.
     """
     for name, value in (("batch_size", batch_size), ("rounds", rounds)):
-        if value < 1:
-            raise UserError(f"{name}: {value} is too small; give 1 or more.")
-    if workers < 0 or seconds <= 0:
-        raise UserError("workers, seconds: give at least 0 workers and more than 0 seconds.")
+        check_range(name, value, 1)
+    check_range("workers", workers, 0)
+    check_range("seconds", seconds, 0, above=True)
     prepared = open_prepared(data, "data")
     originals = None if files is None else find_images(files)
     with tempfile.TemporaryDirectory() as folder:

@@ -34,6 +34,7 @@ from cxr_lightning.commands.peers import (
 from cxr_lightning.commands.prepare import prepare
 from cxr_lightning.data.datamodule import CheXpertDataModule
 from cxr_lightning.errors import UserError
+from cxr_lightning.ranges import check_range
 from cxr_lightning.stages.ddpm import DDPM
 from cxr_lightning.stages.precision import default_precision
 from cxr_lightning.types import Batch
@@ -93,8 +94,7 @@ def benchmark_peers(
         UserError: If a value is out of its range, or a peer is not installed.
     """
     for name, value in (("batch_size", batch_size), ("rounds", rounds), ("steps", steps)):
-        if value < 1:
-            raise UserError(f"{name}: {value} is too small; give 1 or more.")
+        check_range(name, value, 1)
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("device: cuda was asked for and there is no GPU here; use cpu.")
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -235,8 +235,7 @@ def _check_axes(axes: list[str]) -> list[Axis]:
 
 def _check_settings(settings: Settings) -> None:
     for name in ("reconstructions", "batch_size", "classifier_steps", "utility_seeds"):
-        if (value := getattr(settings, name)) < 1:
-            raise UserError(f"{name}: {value} is too few; give 1 or more.")
+        check_range(name, getattr(settings, name), 1)
     if settings.bootstrap < LEAST_DRAWS and settings.bootstrap != 0:
         raise UserError(
             f"bootstrap: {settings.bootstrap} draws make no interval; give 0 (no intervals), or "
@@ -244,15 +243,8 @@ def _check_settings(settings: Settings) -> None:
         )
     check_range("seed", settings.seed, 0, 2**32 - 1)
     for fraction in settings.utility_fractions:
-        if not 0.0 < fraction <= 1.0:
-            raise UserError(
-                f"utility_fractions: {fraction} is no share of patients; give numbers above 0, at "
-                "most 1."
-            )
-    if not 0.0 < settings.false_positives < 1.0:
-        raise UserError(
-            f"false_positives: {settings.false_positives} is no share; give a number such as 0.01."
-        )
+        check_range("utility_fractions", fraction, 0, 1, above=True)
+    check_range("false_positives", settings.false_positives, 0, 1, above=True, below=True)
 
 
 def _check_places(real: Path, synthetic: Path, out: Path) -> None:

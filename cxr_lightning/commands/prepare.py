@@ -24,6 +24,7 @@ from cxr_lightning.data.split import SPLITS, assign_splits
 from cxr_lightning.errors import UserError
 from cxr_lightning.files import usable_cores
 from cxr_lightning.progress import progress_bar
+from cxr_lightning.ranges import check_range
 
 MIN_SIZE, MAX_SIZE = 8, 4096
 
@@ -95,7 +96,11 @@ def prepare(
             room, or, with strict, anything was left out.
     """
     root, out = root.absolute(), out.absolute()
-    _check_numbers(size, workers, valid_fraction, seed)
+    check_range("size", size, MIN_SIZE, MAX_SIZE)
+    if workers is not None:
+        check_range("workers", workers, 1)
+    check_range("valid_fraction", valid_fraction, 0, 1, below=True)
+    check_range("seed", seed, 0)
     _check_out(out, root)
     cores = workers or usable_cores()
     resize = Resize(size, aspect)
@@ -180,21 +185,6 @@ def _leave_out_laterals(table: pd.DataFrame, root: Path) -> pd.DataFrame:
     if (view == "").any():
         print(f"{(view == '').sum()} images of unstated view are kept: they count as frontal.")
     return table[~lateral].reset_index(drop=True)
-
-
-def _check_numbers(size: int, workers: int | None, valid_fraction: float, seed: int) -> None:
-    """Raises a UserError for the first number that is out of its range."""
-    if not MIN_SIZE <= size <= MAX_SIZE:
-        raise UserError(f"size: {size} is not a side in pixels; give {MIN_SIZE} to {MAX_SIZE}.")
-    if workers is not None and workers < 1:
-        raise UserError(f"workers: {workers} processes cannot read images; give 1 or more.")
-    if not 0 <= valid_fraction < 1:
-        raise UserError(
-            f"valid_fraction: {valid_fraction} is not a share of the patients; give at least 0 and "
-            "less than 1."
-        )
-    if seed < 0:
-        raise UserError(f"seed: {seed} is negative; give 0 or more.")
 
 
 def _check_out(out: Path, root: Path) -> None:

@@ -118,24 +118,23 @@ class _Blocks:
         self.key = key
         self.done: dict[int, str] = {}
         with alone(folder):  # evaluations that run at once share the real images
-            self.values = self._begin(shape)
+            self._begin(shape)
 
-    def _begin(self, shape: tuple[int, int]) -> "np.memmap[Any, Any]":
+    def _begin(self, shape: tuple[int, int]) -> None:
         """Opens what is there, or makes it."""
         folder, file = self.folder, self.folder / "features.npy"
         done = self._read_done()
         if done is None or not file.is_file() or not self._fits(file, shape):
             if file.exists() or (folder / "blocks.json").exists():
                 _warn(f"{folder} is damaged, so it is made again")
-            values = create_array(file, np.float32, shape)
+            self.values = create_array(file, np.float32, shape)
             self._write_done()
-            return values
+            return
         self.values, self.done = open_memmap(file, "r+"), done
         damaged = [b for b, sha256 in self.done.items() if self._hash(b) != sha256]
         if damaged:
             _warn(f"{len(damaged)} blocks in {folder} are damaged, so they are made again")
             self.done = {b: sha256 for b, sha256 in self.done.items() if b not in damaged}
-        return self.values
 
     def write(self, block: int, features: Float32[np.ndarray, "b f"]) -> None:
         """Stores a block and notes that it is done."""

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float64, Int
 
 from cxr_lightning.data.vocabulary import HealthCondition
 from cxr_lightning.evaluation.classification import AGE, FINDINGS, MIN_PER_CLASS
-from cxr_lightning.evaluation.comparison import CANNOT_JUDGE, FEW, Comparison, Side
+from cxr_lightning.evaluation.comparison import CANNOT_JUDGE, FEW, HELD_OUT, Comparison, Side
 from cxr_lightning.evaluation.inputs import AGE_BANDS
 from cxr_lightning.evaluation.records import AxisResult, Better, Record
 from cxr_lightning.metrics.classification import mean
@@ -143,14 +143,16 @@ def _age(comparison: Comparison) -> Iterator[Record]:
         )
     ratio = _band_ratio(real_ages, ages)
     if ratio is None:
-        reasons.append(f"no real image has some of the ages asked for, so it {CANNOT_JUDGE}")
+        reasons.append(
+            f"some of the ages asked for have no real image, so the classifier {CANNOT_JUDGE}"
+        )
     else:
         real_weights = real_weights * ratio
     record = partial(
         comparison.record,
         counts=counts,
         warning="; ".join(reasons) or None,
-        meaning="held-out real images, weighted to the age bands here",
+        meaning=HELD_OUT if ratio is None else f"{HELD_OUT}, weighted to the age bands here",
     )
     errors = mean(here, weights), mean(there, real_weights)
     yield record("age_error", *errors, "lower", unit="years")

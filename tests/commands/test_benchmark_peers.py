@@ -172,9 +172,9 @@ def test_a_peer_of_another_size_is_refused(monkeypatch, capsys):
         (["--size=20"], "size: 20 does not suit all; use a multiple of 8."),
         (["--width=48"], "width: 48 does not suit all; use a multiple of 32."),
         (["--width=0"], "width: 0"),
-        (["--rounds=0"], "rounds: 0 is too small"),
-        (["--steps=0"], "steps: 0 is too small"),
-        (["--batch_size=-1"], "batch_size: -1 is too small"),
+        (["--rounds=0"], "rounds: 0 is not possible; use 1 or more"),
+        (["--steps=0"], "steps: 0 is not possible; use 1 or more"),
+        (["--batch_size=-1"], "batch_size: -1 is not possible; use 1 or more"),
     ],
 )
 def test_mistakes(capsys, flags, message):

@@ -99,8 +99,8 @@ def test_unreadable_share_is_listed_not_dropped(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batch_size": 0}, "batch_size: 0 is too few"),
-        ({"reconstructions": 0}, "reconstructions: 0 is too few"),
+        ({"batch_size": 0}, "batch_size: 0 is not possible; use 1 or more"),
+        ({"reconstructions": 0}, "reconstructions: 0 is not possible; use 1 or more"),
         ({"bootstrap": -1}, "bootstrap: -1 draws make no interval; give 0"),
         ({"bootstrap": 19}, "bootstrap: 19 draws make no interval; .* or 20 or more"),
         ({"seed": -1}, "seed: -1 is not possible; use 0 to"),
@@ -112,9 +112,15 @@ def test_unreadable_share_is_listed_not_dropped(
         ({"extractor": ["encoder"]}, "extractor: .*encoder"),
         ({"extractor": ["measles"]}, "extractor: 'measles'"),
         ({"axes": ["measles"]}, "axes: 'measles' is no axis"),
-        ({"utility_seeds": 0}, "utility_seeds: 0 is too few"),
-        ({"utility_fractions": [0.1, 2.0]}, "utility_fractions: 2.0 is no share"),
-        ({"false_positives": 0.0}, "false_positives: 0.0 is no share"),
+        ({"utility_seeds": 0}, "utility_seeds: 0 is not possible; use 1 or more"),
+        (
+            {"utility_fractions": [0.1, 2.0]},
+            "utility_fractions: 2.0 is not possible; use more",
+        ),
+        (
+            {"false_positives": 0.0},
+            "false_positives: 0.0 is not possible; use more",
+        ),
         ({"classifier": Path("/absent")}, "classifier: there is no /absent"),
         ({"reidentification": Path("/absent")}, "reidentification: there is no /absent"),
         ({"real": Path("/absent")}, "^real: no prepared data set at /absent"),
