@@ -47,7 +47,11 @@ def save_product(
         networks: Name to network; for a single network {kind: network}, for a generator its parts.
         facts: What the manifest says beside format, kind, version and hashes: parents, data,
             config, metrics.
+
+    Raises:
+        UserError: If the folder holds something else.
     """
+    check_replaceable(folder, "folder")
     with atomic_folder(folder) as partial:
         if kind == "generator":
             hashes = {}
@@ -61,10 +65,33 @@ def save_product(
         (partial / CARD).write_text(read_card(partial, manifest), encoding="utf-8")
 
 
+def check_replaceable(folder: Path, argument: str) -> None:
+    """Refuses a place for a product where something else would be lost.
+
+    Args:
+        folder: Where the product shall go.
+        argument: The argument that named it, for the message.
+
+    Raises:
+        UserError: If there is a file, or a folder that holds something and is no product.
+    """
+    is_free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not is_free and not (folder / "manifest.json").is_file():
+        raise UserError(
+            f"{argument}: {folder} is there and is no product, and would be replaced by one; "
+            "give a new folder."
+        )
+
+
 def training_sets(manifest: Mapping[str, Any]) -> list[str]:
     """Hashes of the sets of images that a product, and what it was made from, was trained on."""
     sets = [manifest.get("data"), *manifest.get("earlier_data", [])]
     return [*dict.fromkeys(sha256 for sha256 in sets if sha256)]
+
+
+def ancestors(manifest: Mapping[str, Any]) -> list[str]:
+    """Hashes of all products that a product was made from, and of those that these were."""
+    return [*dict.fromkeys([*manifest.get("parents", {}).values(), *manifest.get("ancestors", [])])]
 
 
 def run_name(folder: Path) -> str:

@@ -5,8 +5,9 @@ import math
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -36,25 +37,39 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     """
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    name = f".{folder.name}.{uuid.uuid4().hex}"
-    partial = folder.with_name(f"{name}.partial")
+    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.partial")
     partial.mkdir()
     try:
         yield partial
-        if folder.exists():
-            replaced = folder.with_name(f"{name}.replaced")
-            folder.rename(replaced)
-            try:
-                partial.rename(folder)
-            except BaseException:
-                if not folder.exists():
-                    replaced.rename(folder)
-                raise
-            shutil.rmtree(replaced, ignore_errors=True)
-        else:
-            partial.rename(folder)
+        replace_folder(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def replace_folder(new: Path, folder: Path, keep: Callable[[str], bool] | None = None) -> None:
+    """Renames `new` to `folder`, in the place of an earlier one, which stays if that fails.
+
+    Args:
+        new: The folder, on the same disk.
+        folder: Its new name.
+        keep: Whether a file or folder of this name in the earlier one moves to the new one; by
+            default none does.
+    """
+    if not folder.exists():
+        new.rename(folder)
+        return
+    replaced = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.replaced")
+    folder.rename(replaced)
+    try:
+        new.rename(folder)
+    except BaseException:
+        if not folder.exists():
+            replaced.rename(folder)
+        raise
+    for path in replaced.iterdir():
+        if keep is not None and keep(path.name):
+            path.rename(folder / path.name)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def write_whole(file: Path, content: bytes, place: Path) -> None:
@@ -85,6 +100,27 @@ def alone(folder: Path) -> Iterator[None]:
     with (folder / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def hold(file: Path, message: str) -> TextIOWrapper:
+    """Opens a file for appending and locks it; closing it, or the end of the process, frees it.
+
+    Args:
+        file: The file, made where needed.
+        message: What to say where another process holds it.
+
+    Raises:
+        UserError: If another process does.
+    """
+    import fcntl  # not on every platform
+
+    held = file.open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        held.close()
+        raise UserError(message) from error
+    return held
 
 
 def sha256_file(path: Path) -> str:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from cxr_lightning import artifacts
 from cxr_lightning.artifacts import (
+    ancestors,
     check_product,
     load_network,
     product_sha256,
@@ -284,6 +285,25 @@ def test_a_new_product_replaces_the_old_one(tmp_path, make_autoencoder):
     assert check_product(folder, "autoencoder", "m")["sha256"] != before
     assert not (folder / "stray").exists()
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_what_is_no_product_is_not_replaced(tmp_path, make_autoencoder):
+    (tmp_path / "run").mkdir()
+    networks = {"autoencoder": make_autoencoder(0)}
+    save_product(tmp_path / "run", "autoencoder", networks, {})  # an empty folder is free
+    (tmp_path / "run/manifest.json").unlink()
+    (tmp_path / "file").write_text("mine")
+    for place in ("run", "file"):
+        with pytest.raises(UserError, match="is there and is no product"):
+            save_product(tmp_path / place, "autoencoder", networks, {})
+    assert (tmp_path / "run/model.safetensors").is_file()
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_ancestors_are_parents_and_theirs():
+    assert ancestors({}) == []
+    facts = {"parents": {"generator": "a", "encoder": "b"}, "ancestors": ["b", "c"]}
+    assert ancestors(facts) == ["a", "b", "c"]
 
 
 def test_a_failed_save_leaves_the_old_product(tmp_path, make_autoencoder, monkeypatch):

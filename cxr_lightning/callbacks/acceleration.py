@@ -12,6 +12,9 @@ from cxr_lightning.stages.base import Stage
 
 Mode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
+CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
+"""Modes that replay recorded kernels, whose results lie in the same place in each step."""
+
 
 class Acceleration(Callback):
     """Compiles the networks that a stage trains, and lays their feature maps out channels last.
@@ -62,6 +65,12 @@ class Acceleration(Callback):
         if not self.compile:
             return
         _check_backend(self.backend, self.mode)
+        if self.mode in CUDA_GRAPHS and trainer.accumulate_grad_batches > 1:
+            raise UserError(
+                f"acceleration.mode: {self.mode} keeps gradients in memory that the next batch "
+                f"overwrites, and trainer.accumulate_grad_batches is "
+                f"{trainer.accumulate_grad_batches}; use max-autotune-no-cudagraphs or default."
+            )
         networks = pl_module.compilable()
         if not networks:
             raise UserError(
@@ -73,6 +82,14 @@ class Acceleration(Callback):
         mode = self.mode if self.backend == "inductor" else None
         for network in networks:
             network.compile(mode=mode, backend=self.backend)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lays a resumed optimizer's moments out as the weights are, which fused kernels expect."""
+        for optimizer in trainer.optimizers:
+            for parameter, state in optimizer.state.items():
+                for name, value in state.items():
+                    if value.shape == parameter.shape and value.stride() != parameter.stride():
+                        state[name] = torch.empty_like(parameter).copy_(value)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Nothing is compiled while validating."""

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from cxr_lightning.artifacts import check_product, save_product
+from cxr_lightning.artifacts import check_product, check_replaceable, save_product
 from cxr_lightning.callbacks.generation import GenerationMetrics
 from cxr_lightning.data.description import count_shown, describe_training
 from cxr_lightning.errors import UserError
@@ -39,6 +39,11 @@ class Export(Callback):
         self.best: float | None = None
         self.config: dict[str, Any] = {}
         self.trained = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuses a folder of something else before the training."""
+        if stage == "fit":
+            check_replaceable(self._product_folder(trainer), "export.folder")
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Notes that this run did something: a finished run that is started again does nothing."""
@@ -114,7 +119,9 @@ class Export(Callback):
         images, patients = count_shown(prepared.table[prepared.table["split"] == "train"])
         facts = {
             "parents": dict(product.parents),
+            "ancestors": pl_module.ancestors,
             "data": prepared.sha256,
+            "labels_sha256": prepared.labels_sha256,
             "earlier_data": [s for s in pl_module.earlier_data if s != prepared.sha256],
             "dataset": describe_training(prepared),
             "training_images": images,

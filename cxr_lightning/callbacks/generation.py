@@ -121,6 +121,12 @@ class GenerationMetrics(Callback):
         if self.encoder_held_out is not None:
             sha256 = self.scores[HELD_OUT].sha256
             _check_held_out(self.encoder_held_out, sha256, pl_module.loss_encoder)
+            if sha256 in pl_module.ancestors:
+                raise UserError(
+                    f"generation.encoder_held_out: {self.encoder_held_out} is the encoder of an "
+                    "earlier fine-tuning of this generator; give one that was trained with another "
+                    "--seed_everything, or null."
+                )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measures what a fine-tuning starts from."""

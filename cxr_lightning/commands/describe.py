@@ -23,7 +23,7 @@ from cxr_lightning.data.description import (
 )
 from cxr_lightning.data.prepared import PreparedDataset, open_prepared, read_failures
 from cxr_lightning.data.sheet import contact_sheet
-from cxr_lightning.data.vocabulary import HealthCondition, parse_condition
+from cxr_lightning.data.vocabulary import HealthCondition, parse_conditions
 from cxr_lightning.errors import UserError
 
 COMMON_SIZES = 5
@@ -56,7 +56,7 @@ def describe(
     """
     if per_condition < 1:
         raise UserError(f"per_condition: {per_condition} images make no sheet; give 1 or more.")
-    asked = [parse_condition(text) for text in (conditions or "").split(",") if text]
+    asked = parse_conditions(conditions) if conditions else []
     described = [*DESCRIBED, *(c for c in asked if c not in DESCRIBED)]
     prepared = open_prepared(describe, "describe")
     folder = out or describe / "description"

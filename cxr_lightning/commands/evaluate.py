@@ -1,7 +1,6 @@
 """`cxr evaluate`: how good, faithful, useful and private a synthetic data set is."""
 
 import inspect
-import json
 import shlex
 import sys
 from collections.abc import Callable
@@ -11,20 +10,26 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from cxr_lightning.artifacts import check_product, load_network
+from cxr_lightning.artifacts import load_network
 from cxr_lightning.data.prepared import PreparedDataset, open_prepared
-from cxr_lightning.data.vocabulary import HealthCondition, parse_condition
-from cxr_lightning.diffusion.generator import Generator
+from cxr_lightning.data.vocabulary import HealthCondition, parse_conditions
 from cxr_lightning.errors import UserError
+from cxr_lightning.evaluation.checks import (
+    check_inputs_stay,
+    check_networks,
+    check_places,
+    check_products,
+    find_maker,
+    is_parent,
+    load_generator,
+)
 from cxr_lightning.evaluation.condition import condition
 from cxr_lightning.evaluation.facts import Identities, describe_inputs
 from cxr_lightning.evaluation.features import FeatureCache
 from cxr_lightning.evaluation.fidelity import fidelity
 from cxr_lightning.evaluation.inputs import EvaluationInputs, RealSplit, ScoreEncoder, Settings
-from cxr_lightning.evaluation.judge import open_classifier
 from cxr_lightning.evaluation.privacy import privacy
 from cxr_lightning.evaluation.records import AxisResult, Source
-from cxr_lightning.evaluation.reidentification import load_reidentification
 from cxr_lightning.evaluation.representation import representation
 from cxr_lightning.evaluation.synthetic import SyntheticSet, read_synthetic
 from cxr_lightning.evaluation.utility import utility
@@ -76,8 +81,8 @@ def evaluate(
     """Compares a synthetic data set with the real one: metrics.json, image grids, closest pairs.
 
     Five axes: fidelity (FID, KID, precision, recall, density, coverage, diversity, grey values and
-    spatial frequencies), representation (the reconstructed representation score, with --generator
-    and --encoder), condition (does a classifier of real images see what was asked for), utility
+    spatial frequencies), representation (the reconstructed representation score, with --encoder),
+    condition (does a classifier of real images see what was asked for), utility
     (does a classifier trained with synthetic images do better on real ones), privacy (are training
     images copied). Each number stands beside what real images reach in its place, with a 95 %
     interval over patients. A run that was killed goes on when the same command is given again.
@@ -89,10 +94,12 @@ def evaluate(
             CheXpert's columns, in sub-folders by class, or without labels; or such a CSV file.
         out: Folder of the evaluation; an earlier evaluation there is replaced when this one is
             finished.
-        encoder: Encoder product, for the representation score.
+        encoder: Encoder product, for the representation score and, unless `extractor` says
+            otherwise, for fidelity and privacy.
         encoder_held_out: Another encoder product, such as one of another seed, which gives the
             representation score of a fine-tuned generator without flattering it.
-        generator: Generator product, for the representation score.
+        generator: Generator product, for the representation score; default: the one that made the
+            synthetic images, if it still lies where their manifest says.
         extractor: Networks of fidelity and privacy, one or more NAME or NAME=WEIGHTS: inception,
             xrv, rad_dino, encoder, module (TorchScript or safetensors), fixed (for smoke tests).
             Default: encoder where one is given, else inception; other axes need none.
@@ -130,9 +137,15 @@ def evaluate(
     )
     chosen_axes = _check_axes(axes or list(AXES))
     _check_settings(settings)
-    _check_places(real, synthetic, out)
-    _check_inputs_stay(
+    check_places(real, synthetic, out)
+    prepared = open_prepared(real, "real")
+    maker = find_maker(synthetic, prepared.size)
+    if generator is None and encoder is not None and "representation" in chosen_axes:
+        generator = maker
+    check_inputs_stay(
         out,
+        real=real,
+        synthetic=synthetic,
         encoder=encoder,
         encoder_held_out=encoder_held_out,
         generator=generator,
@@ -140,54 +153,66 @@ def evaluate(
         reidentification=reidentification,
         cache=cache,
     )
-    _check_networks(classifier, reidentification)
-    prepared = open_prepared(real, "real")
-    identities = _check_products(encoder, encoder_held_out, generator)
-    loaded = _load_generator(generator, prepared.size) if generator else None
+    check_networks(classifier, reidentification)
+    identities = check_products(encoder, encoder_held_out, generator, maker)
+    loaded = load_generator(generator, prepared.size) if generator else None
     extractors = build_extractors(extractor or _default_extractor(chosen_axes, encoder), encoder)
-    parsed = None if conditions is None else _parse_conditions(conditions)
+    parsed = None if conditions is None else parse_conditions(conditions)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     place = out.resolve()
     work = Work(place.with_name(f".{place.name}.partial"))
-    try:
-        drawn = read_synthetic(synthetic, prepared.size, work.folder / "synthetic.npy")
-        chosen = _choose_conditions(parsed, prepared, drawn)
-    except UserError:
-        work.discard()
-        raise
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    inputs = EvaluationInputs(
-        real=prepared,
-        synthetic=drawn,
-        conditions=chosen,
-        extractors=[one.to(device) for one in extractors],
-        encoders=[
-            ScoreEncoder(
-                load_network(Encoder, folder).eval().to(device),
-                Source(role, identities[role]["sha256"]),
-                _is_parent(identities, role),
-            )
-            for role, folder in (("encoder", encoder), ("encoder_held_out", encoder_held_out))
-            if folder is not None
-        ],
-        generator=loaded.to(device) if loaded else None,
-        classifier=classifier,
-        reidentification=reidentification,
-        cache=FeatureCache(cache or out.parent / "feature_cache", batch_size, device),
-        work=work.folder,
-        settings=settings,
-        device=device,
-    )
-    facts = describe_inputs(inputs, identities) | {"command": command, "axes": chosen_axes}
-    _warn_of_another_maker(facts)
+    with work.lock:
+        try:
+            drawn = read_synthetic(synthetic, prepared.size, work.folder / "synthetic.npy")
+            chosen = _choose_conditions(parsed, prepared, drawn)
+        except UserError:
+            work.discard()
+            raise
+        inputs = EvaluationInputs(
+            real=prepared,
+            synthetic=drawn,
+            conditions=chosen,
+            extractors=[one.to(device) for one in extractors],
+            encoders=[
+                ScoreEncoder(
+                    load_network(Encoder, folder).eval().to(device),
+                    Source(role, identities[role]["sha256"]),
+                    is_parent(identities, role),
+                )
+                for role, folder in (("encoder", encoder), ("encoder_held_out", encoder_held_out))
+                if folder is not None
+            ],
+            generator=loaded.to(device) if loaded else None,
+            classifier=classifier,
+            reidentification=reidentification,
+            cache=FeatureCache(cache or out.parent / "feature_cache", batch_size, device),
+            work=work.folder,
+            settings=settings,
+            device=device,
+        )
+        _measure(inputs, work, out, identities, {"command": command, "axes": chosen_axes})
+
+
+def _measure(
+    inputs: EvaluationInputs,
+    work: Work,
+    out: Path,
+    identities: Identities,
+    request: dict[str, Any],
+) -> None:
+    """Makes what is not there yet of an evaluation, and writes it."""
+    facts = describe_inputs(inputs, identities) | request
+    _warn_of_another_maker(inputs)
     work.accept(facts)
-    parts = [work.axis(axis) or work.save_axis(axis, AXES[axis](inputs)) for axis in chosen_axes]
+    axes: list[Axis] = request["axes"]
+    parts = [work.axis(axis) or work.save_axis(axis, AXES[axis](inputs)) for axis in axes]
     _write(out, inputs, work, facts, parts)
 
 
-def _warn_of_another_maker(facts: dict[str, Any]) -> None:
+def _warn_of_another_maker(inputs: EvaluationInputs) -> None:
     """Says where images and reconstructions are of two generators."""
-    made_by, generator = facts["synthetic"]["product_sha256"], facts["generator"]
-    if None not in (made_by, generator) and made_by != generator:
+    made_by = inputs.synthetic.product_sha256
+    if made_by is not None and inputs.generator is not None and not inputs.made_by_generator:
         print(
             "warning: the synthetic images were made by another product than --generator, whose "
             "reconstructions the representation score judges",
@@ -245,104 +270,6 @@ def _check_settings(settings: Settings) -> None:
     for fraction in settings.utility_fractions:
         check_range("utility_fractions", fraction, 0, 1, above=True)
     check_range("false_positives", settings.false_positives, 0, 1, above=True, below=True)
-
-
-def _check_places(real: Path, synthetic: Path, out: Path) -> None:
-    if real.resolve() == synthetic.resolve() or (synthetic / "images.npy").is_file():
-        raise UserError(
-            f"synthetic: {synthetic} is a prepared (real) data set; give the synthetic one's "
-            "folder of images."
-        )
-    if out.exists() and not (out.is_dir() and (_is_evaluation(out) or not any(out.iterdir()))):
-        raise UserError(
-            f"out: {out} exists and holds no evaluation; give a new folder, or empty this one."
-        )
-    for name, folder in (("real", real), ("synthetic", synthetic)):
-        if out.resolve() == folder.resolve() or folder.resolve() in out.resolve().parents:
-            raise UserError(
-                f"out: {out} lies in the {name} data set; give a folder somewhere else."
-            )
-
-
-def _check_inputs_stay(out: Path, **inputs: Path | None) -> None:
-    """Refuses inputs within the folder that is replaced when the evaluation is finished."""
-    for name, path in inputs.items():
-        if path is not None and out.resolve() in (path.resolve(), *path.resolve().parents):
-            raise UserError(
-                f"{name}: {path} lies in {out}, which the evaluation replaces; give another --out."
-            )
-
-
-def _check_networks(classifier: Path | None, reidentification: Path | None) -> None:
-    """Opens the networks of the user once, so that a wrong file is told before work starts."""
-    for name, file in (("classifier", classifier), ("reidentification", reidentification)):
-        if file is not None and not file.exists():
-            raise UserError(f"{name}: there is no {file}; give a file or folder that is there.")
-    if classifier is not None:
-        open_classifier(classifier)
-    if reidentification is not None:
-        load_reidentification(reidentification, torch.device("cpu"))
-
-
-def _is_evaluation(folder: Path) -> bool:
-    try:
-        content = json.loads((folder / "metrics.json").read_text())
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and {"format", "records"} <= set(content)
-
-
-def _check_products(
-    encoder: Path | None, encoder_held_out: Path | None, generator: Path | None
-) -> Identities:
-    """Manifests of the products that were given."""
-    if generator is not None and encoder is None:
-        raise UserError(
-            f"generator: {generator} serves the representation score, which needs an encoder too; "
-            "give --encoder."
-        )
-    if encoder_held_out is not None and encoder is None:
-        raise UserError(
-            f"encoder_held_out: {encoder_held_out} stands beside another encoder; give --encoder."
-        )
-    identities: Identities = {}
-    for role, kind, folder in (
-        ("encoder", "encoder", encoder),
-        ("encoder_held_out", "encoder", encoder_held_out),
-        ("generator", "generator", generator),
-    ):
-        if folder is not None:
-            identities[role] = check_product(folder, kind, role)
-    held_out = identities.get("encoder_held_out", {}).get("sha256")
-    used = identities.get("encoder", {}).get("sha256")
-    if held_out is not None and (held_out == used or _is_parent(identities, "encoder_held_out")):
-        raise UserError(
-            f"encoder_held_out: {encoder_held_out} is the encoder of --encoder, or the one that "
-            "the generator was fine-tuned with; give one that was trained with another "
-            "--seed_everything."
-        )
-    return identities
-
-
-def _load_generator(folder: Path, size: int) -> Generator:
-    generator = Generator.from_pretrained(folder, "generator")
-    if generator.image_size != size:
-        raise UserError(
-            f"generator: {folder} makes images of {generator.image_size} pixels but the real "
-            f"images have {size}; prepare them with --size {generator.image_size}."
-        )
-    return generator
-
-
-def _is_parent(identities: Identities, role: str) -> bool:
-    """Whether the generator's manifest names the encoder of this role."""
-    if not {role, "generator"} <= set(identities):
-        return False
-    return identities[role]["sha256"] in json.dumps(identities["generator"])
-
-
-def _parse_conditions(text: str) -> list[HealthCondition]:
-    return [parse_condition(part) for part in text.split(",") if part.strip()]
 
 
 def _choose_conditions(

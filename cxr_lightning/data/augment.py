@@ -91,6 +91,8 @@ def augment(
 ) -> Float[Tensor, "b 1 h w"]:
     """One view of each image: crop, rotation and flip in one resampling, then grey values.
 
+    Without autocast, which would round the places that are sampled to 8 bits.
+
     Args:
         image: Model range [-1, 1].
         draws: Numbers in [0, 1), on the CPU.
@@ -100,7 +102,8 @@ def augment(
         Views of the same size, clamped to the model range.
     """
     theta = crop_transforms(draws, augmentation, image.shape[-1] / image.shape[-2])
-    grid = F.affine_grid(theta.to(image.device), list(image.shape), align_corners=False)
+    with torch.autocast(image.device.type, enabled=False):
+        grid = F.affine_grid(theta.to(image.device), list(image.shape), align_corners=False)
     if augmentation.padding == "border":
         view = F.grid_sample(image, grid, padding_mode="border", align_corners=False)
     else:  # grid_sample pads with 0; black is -1

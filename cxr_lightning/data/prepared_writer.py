@@ -21,7 +21,7 @@ from cxr_lightning.data.resize import Resize
 from cxr_lightning.data.sources.reading import Chunk
 from cxr_lightning.data.sources.tables import PROBLEM
 from cxr_lightning.errors import UserError
-from cxr_lightning.files import sha256_file
+from cxr_lightning.files import hold, sha256_file
 from cxr_lightning.types import NOT_ANNOTATED, OBSERVATIONS
 
 TABLE_BYTES = 1000
@@ -138,18 +138,11 @@ class PreparedWriter:
 
     def _open_journal(self) -> TextIOWrapper:
         """The journal, locked against a second process."""
-        import fcntl  # not on every platform, and only writing needs it
-
-        journal = (self.partial / "journal.jsonl").open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            journal.close()
-            raise UserError(
-                f"out: another 'cxr prepare' is writing {self.out}; wait for it or choose another "
-                "folder."
-            ) from error
-        return journal
+        return hold(
+            self.partial / "journal.jsonl",
+            f"out: another 'cxr prepare' is writing {self.out}; wait for it or choose another "
+            "folder.",
+        )
 
     def _open_array(self) -> BufferedRandom:
         file = self.partial / "images.npy"

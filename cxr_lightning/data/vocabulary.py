@@ -155,11 +155,14 @@ def parse_condition(text: str) -> HealthCondition:
 def parse_conditions(text: str) -> list[HealthCondition]:
     """Reads `healthy,pneumonia+edema`; each condition once, however it is spelt.
 
+    Nothing between two commas, or behind the last one, is no condition.
+
     Raises:
         UserError: As `parse_condition` does.
     """
     conditions: dict[tuple[frozenset[str], ...], HealthCondition] = {}
-    for condition in map(parse_condition, text.split(",")):
+    parts = [part for part in text.split(",") if part.strip()]
+    for condition in map(parse_condition, parts or [text]):
         meaning = frozenset(condition.present), frozenset(condition.absent)
         conditions.setdefault(meaning, condition)
     return list(conditions.values())

@@ -47,14 +47,14 @@ class NoiseBetween:
         self.end = end
         self.t = t
 
-    def normal(self, *shape: int) -> Float[Tensor, "b *shape"]:
+    def normal(self, *shape: int) -> Float[Tensor, " b *shape"]:
         """The next standard normal numbers of each image, of this shape each."""
         return slerp(self.start.normal(*shape), self.end.normal(*shape), self.t)
 
 
 def slerp(
-    a: Float[Tensor, "b *shape"], b: Float[Tensor, "b *shape"], t: Float[Tensor, " b"]
-) -> Float[Tensor, "b *shape"]:
+    a: Float[Tensor, " b *shape"], b: Float[Tensor, " b *shape"], t: Float[Tensor, " b"]
+) -> Float[Tensor, " b *shape"]:
     """Spherical linear interpolation of each pair of vectors (Shoemake 1985).
 
     (sin((1 - t) w) a + sin(t w) b) / sin(w), w the angle between a and b: vectors of one length
@@ -78,8 +78,8 @@ def slerp(
 
 
 def lerp(
-    a: Float[Tensor, "b *shape"], b: Float[Tensor, "b *shape"], t: Float[Tensor, " b"]
-) -> Float[Tensor, "b *shape"]:
+    a: Float[Tensor, " b *shape"], b: Float[Tensor, " b *shape"], t: Float[Tensor, " b"]
+) -> Float[Tensor, " b *shape"]:
     """Linear interpolation of each pair: (1 - t) a + t b, exact at both ends."""
     return torch.lerp(a, b, _column(t, a).to(a.dtype))
 

@@ -12,7 +12,7 @@ from torch import Tensor
 class Noise(Protocol):
     """A source of standard normal numbers for each image of a batch."""
 
-    def normal(self, *shape: int) -> Float[Tensor, "b *shape"]:
+    def normal(self, *shape: int) -> Float[Tensor, " b *shape"]:
         """The next standard normal numbers of each image, of this shape each."""
         ...
 
@@ -35,13 +35,13 @@ class ImageNoise:
         self.device = device
         self.streams = [_stream(seed, int(i)) for i in index]
 
-    def normal(self, *shape: int) -> Float[Tensor, "b *shape"]:
+    def normal(self, *shape: int) -> Float[Tensor, " b *shape"]:
         """The next standard normal numbers of each image, of this shape each."""
         draws = [torch.randn(shape, generator=g) for g in self.streams]
         return torch.stack(draws).to(self.device)
 
 
-def image_uniform(seed: int, index: Int[Tensor, " b"], *shape: int) -> Float[Tensor, "b *shape"]:
+def image_uniform(seed: int, index: Int[Tensor, " b"], *shape: int) -> Float[Tensor, " b *shape"]:
     """Uniform numbers in [0, 1] of each image, on the CPU; they depend on (seed, index) alone."""
     return torch.special.ndtr(ImageNoise(seed, index).normal(*shape))
 
@@ -60,7 +60,7 @@ class EvenNoise:
     def __init__(self, noise: Noise) -> None:
         self.noise = noise
 
-    def normal(self, *shape: int) -> Float[Tensor, "b *shape"]:
+    def normal(self, *shape: int) -> Float[Tensor, " b *shape"]:
         """The next numbers of each image, of this shape each."""
         x = self.noise.normal(*shape)
         # in double, so that the order of the sum, which depends on the batch, changes no bit

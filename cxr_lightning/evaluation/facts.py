@@ -28,7 +28,8 @@ def describe_inputs(inputs: EvaluationInputs, identities: Identities) -> dict[st
 
     Args:
         inputs: The evaluation.
-        identities: Manifests of the products that were given.
+        identities: Manifests of the products that were given, and of the images' `maker` where it
+            was found.
 
     Returns:
         The first part of `metrics.json`, plain values only.
@@ -36,6 +37,8 @@ def describe_inputs(inputs: EvaluationInputs, identities: Identities) -> dict[st
     manifest = inputs.synthetic.manifest
     known = ("seed", "sampler", "steps", "guidance", "size", "view")
     table, header = inputs.real.table, inputs.real.header
+    generator = identities.get("generator")
+    maker = generator if inputs.made_by_generator else identities.get("maker")
     return {
         "format": FORMAT,
         "version": __version__,
@@ -48,7 +51,7 @@ def describe_inputs(inputs: EvaluationInputs, identities: Identities) -> dict[st
             "patients": int(table["patient"].nunique()),
             "splits": {str(k): int(v) for k, v in table["split"].value_counts().items()},
             "resize": header.get("resize"),
-            "is_training_data": _is_training_data(inputs.real, identities),
+            "is_training_data": _is_training_data(inputs.real, maker),
         },
         "synthetic": {
             "count": len(inputs.synthetic.images),
@@ -57,7 +60,7 @@ def describe_inputs(inputs: EvaluationInputs, identities: Identities) -> dict[st
             "labelled": inputs.synthetic.labelled,
             "failures": inputs.synthetic.failures,
             "notes": inputs.synthetic.notes,
-            "product_sha256": manifest.get("product", {}).get("sha256"),
+            "product_sha256": inputs.synthetic.product_sha256,
             **{fact: manifest[fact] for fact in known if fact in manifest},
         },
         "encoder": identities.get("encoder", {}).get("sha256"),
@@ -65,7 +68,7 @@ def describe_inputs(inputs: EvaluationInputs, identities: Identities) -> dict[st
         "generator": identities.get("generator", {}).get("sha256"),
         "classifier": _file_or_product_sha256(inputs.classifier),
         "reidentification": _file_or_product_sha256(inputs.reidentification),
-        "generator_card": _card(identities.get("generator")),
+        "generator_card": _card(generator or maker),
         "extractors": [
             {
                 "name": extractor.name,
@@ -103,9 +106,9 @@ def _file_or_product_sha256(path: Path | None) -> str | None:
     return product_sha256(path) if path.is_dir() else sha256_file(path)
 
 
-def _is_training_data(real: PreparedDataset, identities: Identities) -> bool | None:
-    """Whether any part of the generator was trained on this very set; None where nobody knows."""
-    sets = training_sets(identities.get("generator", {}))
+def _is_training_data(real: PreparedDataset, maker: dict[str, Any] | None) -> bool | None:
+    """Whether any part of what made the images was trained on this set; None: nobody knows."""
+    sets = training_sets(maker or {})
     return real.sha256 in sets if sets else None
 
 

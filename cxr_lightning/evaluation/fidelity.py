@@ -87,7 +87,7 @@ def _with_cautions(inputs: EvaluationInputs, record: Record) -> Record:
     if inputs.other_mix and record.condition == OVERALL:
         record, reasons = replace(record, better=None), [*reasons, inputs.other_mix]
     in_loss = {encoder.source.sha256 for encoder in inputs.encoders if encoder.in_loss}
-    if record.metric == "fid" and record.source.sha256 in in_loss:
+    if inputs.made_by_generator and record.source.sha256 in in_loss:
         reasons.append("the generator was fine-tuned with this very encoder, which flatters it")
     return replace(record, warning="; ".join(reasons) or None)
 

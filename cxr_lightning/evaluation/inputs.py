@@ -129,6 +129,13 @@ class EvaluationInputs:
     settings: Settings
     device: torch.device
 
+    @property
+    def made_by_generator(self) -> bool:
+        """Whether the synthetic images are known to be of this very generator."""
+        if self.generator is None:
+            return False
+        return self.generator.manifest["sha256"] == self.synthetic.product_sha256
+
     @cached_property
     def real_patients(self) -> Shaped[np.ndarray, " n"]:
         """Patient of each row of the prepared table."""

@@ -54,8 +54,12 @@ def representation(inputs: EvaluationInputs) -> AxisResult:
     By each encoder, from the same images: one that the generator was not fine-tuned with says more.
     """
     result = AxisResult()
-    if not inputs.encoders or inputs.generator is None:
-        result.skip(AXIS, "all", "it needs --generator and --encoder")
+    if not inputs.encoders:
+        result.skip(AXIS, "all", "it needs --encoder")
+        return result
+    if inputs.generator is None:
+        reason = "it needs --generator, since the product that made the images was not found"
+        result.skip(AXIS, "all", reason)
         return result
     if not inputs.conditions:
         result.skip(AXIS, "all", "the synthetic set has no labels, so no condition is named")

@@ -73,6 +73,12 @@ class SyntheticSet:
         return self.table["patient"].astype(str).to_numpy(dtype=str)
 
     @property
+    def product_sha256(self) -> str | None:
+        """SHA-256 of the generator product that made the images; None where nobody says."""
+        sha256: str | None = self.manifest.get("product", {}).get("sha256")
+        return sha256
+
+    @property
     def confirmed_by(self) -> str | None:
         """SHA-256 of the classifier that chose the images; None where none did."""
         reject: dict[str, Any] | None = self.manifest.get("reject")
@@ -119,7 +125,7 @@ def read_synthetic(place: Path, size: int, array: Path) -> SyntheticSet:
     if not place.exists():
         raise UserError(f"synthetic: no folder {place}; make it with 'cxr generate --out DIR'.")
     root = place if place.is_dir() else place.parent
-    manifest = _read_manifest(root) if place.is_dir() else {}
+    manifest = read_manifest(place)
     try:
         table = _read_table(place)
     except UserError as error:
@@ -157,8 +163,13 @@ def _columns(table: pd.DataFrame) -> tuple[list[str], list[str]]:
     return [*table["Path"].astype(str)], [*table[PROBLEM].astype(str)]
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    file = folder / "manifest.json"
+def read_manifest(place: Path) -> dict[str, Any]:
+    """What `cxr generate` wrote of a set; empty for another tool's.
+
+    Raises:
+        UserError: If it cannot be read, or is of something else.
+    """
+    file = place / "manifest.json"
     if not file.is_file():
         return {}
     try:

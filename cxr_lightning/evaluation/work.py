@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from PIL import Image
 
 from cxr_lightning.artifacts import product_sha256
 from cxr_lightning.evaluation.records import AxisResult
+from cxr_lightning.files import hold, replace_folder
 
 GRID_COLUMNS = 4
 KEPT = ("grids", "pairs", "classifier", "metrics.json")
@@ -23,12 +23,24 @@ class Work:
 
     Args:
         folder: Beside the evaluation's own folder.
+
+    Attributes:
+        lock: Keeps others out; to be closed.
+
+    Raises:
+        UserError: If another process is at work in it.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.lock = hold(
+            folder / "lock",
+            f"out: another 'cxr evaluate' is at work in {folder}; wait for it, or give another "
+            "folder.",
+        )
         for name in ("axes", "grids", "pairs"):
-            (folder / name).mkdir(parents=True, exist_ok=True)
+            (folder / name).mkdir(exist_ok=True)
 
     def accept(self, request: dict[str, Any]) -> None:
         """Keeps what is there if it belongs to the same request, and else begins anew."""
@@ -79,21 +91,18 @@ class Work:
     def finish(self, out: Path, metrics: dict[str, Any]) -> None:
         """Writes metrics.json and puts the folder in the place of an earlier evaluation.
 
-        A classifier that an earlier, unfinished request left here does not go along.
+        What else lies in that one, such as a report, stays. A classifier that an earlier,
+        unfinished request left here does not go along.
         """
         classifier = self.folder / "classifier"
         if classifier.is_dir() and product_sha256(classifier) != metrics.get("classifier"):
             shutil.rmtree(classifier)
         text = json.dumps(metrics, indent=1, allow_nan=False)
         (self.folder / "metrics.json").write_text(text + "\n")
-        replaced = out.with_name(f".{out.name}.{uuid.uuid4().hex}.replaced")
-        if out.exists():
-            out.rename(replaced)
-        self.folder.rename(out)
-        shutil.rmtree(replaced, ignore_errors=True)
-        for path in out.iterdir():
-            if path.name not in KEPT:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        passing = {path.name for path in self.folder.iterdir()} - {*KEPT}
+        replace_folder(self.folder, out, keep=lambda name: name not in {*KEPT, *passing})
+        for path in map(out.joinpath, passing):  # only now: a killed run would need them
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def make_grid(images: UInt8[np.ndarray, "k h w"]) -> Image.Image:

@@ -23,7 +23,9 @@ INTERVAL_IMAGES = 5_000
 
 def frechet_distance(extractor: Extractor) -> FrechetInceptionDistance:
     """Fréchet distance metric over raw uint8 images; sums in float64, safe under DDP."""
-    return FrechetInceptionDistance(feature=extractor)
+    metric = FrechetInceptionDistance(feature=extractor)
+    metric.orig_dtype = torch.float32  # torchmetrics' update sets it; a rank may have no image
+    return metric
 
 
 class Moments(NamedTuple):

@@ -57,6 +57,7 @@ class Stage(LightningModule, ABC):
 
     Attributes:
         earlier_data: sha256 of each set of images that the networks it begins with were trained on.
+        ancestors: sha256 of each product that these networks were made from.
 
     Raises:
         UserError: If there are fewer than 0 steps.
@@ -66,6 +67,7 @@ class Stage(LightningModule, ABC):
         super().__init__()
         check_range("model.warmup_steps", warmup_steps, 0)
         self.earlier_data: list[str] = []
+        self.ancestors: list[str] = []
         self.optimizer = optimizer
         self.warmup_steps = warmup_steps
         self.decay = decay

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
-from cxr_lightning.artifacts import check_product, load_network, training_sets
+from cxr_lightning.artifacts import ancestors, check_product, load_network, training_sets
 from cxr_lightning.data.text_encoder import TextEncoder
 from cxr_lightning.diffusion.priors import LatentPrior, PriorKind
 from cxr_lightning.errors import UserError
@@ -172,6 +172,7 @@ class DDPM(DenoisingStage):
         manifest = check_product(folder, "autoencoder", "model.autoencoder")
         self.parents["autoencoder"] = manifest["sha256"]
         self.earlier_data = training_sets(manifest)
+        self.ancestors = ancestors(manifest)
         network = load_network(Autoencoder, folder)
         if network.image_size != image_size:
             raise UserError(

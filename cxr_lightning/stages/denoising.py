@@ -9,6 +9,7 @@ from jaxtyping import UInt8
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
+from cxr_lightning.artifacts import ancestors, training_sets
 from cxr_lightning.data.datamodule import CheXpertDataModule
 from cxr_lightning.data.sampler import resample
 from cxr_lightning.data.text_encoder import check_text_encoder
@@ -63,6 +64,36 @@ class DenoisingStage(Stage, ABC):
         self.drop_condition = drop_condition
         self.drop_text = drop_text
 
+    def start_from(
+        self, folder: Path, image_size: int, text_encoder: Path | None, ema_decay: float
+    ) -> Generator:
+        """Begins with a generator product, whose denoiser is trained on.
+
+        Args:
+            folder: The product.
+            image_size: Height and width in pixels that it must have.
+            text_encoder: Folder of the text encoder that it looks at, if it does.
+            ema_decay: Decay of the moving average of the weights.
+
+        Raises:
+            UserError: If it is missing, wrong, or of another image size, or the text encoder is
+                not the generator's.
+        """
+        start = Generator.from_pretrained(folder, "model.generator")
+        if start.image_size != image_size:
+            raise UserError(
+                f"model.generator: {folder} makes images of {start.image_size} pixels, but "
+                f"data.image_size is {image_size}; use a generator of that size."
+            )
+        self.parents = {"generator": start.manifest["sha256"]}
+        self.parents |= text_parent(start.manifest, text_encoder)
+        self.earlier_data = training_sets(start.manifest)
+        self.ancestors = ancestors(start.manifest)
+        assert start.denoiser is not None
+        denoiser = start.denoiser.train().requires_grad_(True)
+        self.networks = GeneratorInTraining(denoiser, start.autoencoder, ema_decay, start.prior)
+        return start
+
     def drop(self, condition: Condition) -> Condition:
         """A training batch's condition, with fields and texts made unknown at random."""
         return random_drop(self, condition, self.drop_field, self.drop_condition, self.drop_text)
@@ -112,21 +143,6 @@ def text_parent(manifest: dict[str, Any], folder: Path | None) -> dict[str, str]
     encoder = check_text_encoder(folder, wanted, "data.text_encoder")
     assert encoder is not None
     return {"text_encoder": encoder.sha256}
-
-
-def load_generator(folder: Path, image_size: int) -> Generator:
-    """The generator product that a stage starts from.
-
-    Raises:
-        UserError: If it is missing, wrong, or of another image size.
-    """
-    start = Generator.from_pretrained(folder, "model.generator")
-    if start.image_size != image_size:
-        raise UserError(
-            f"model.generator: {folder} makes images of {start.image_size} pixels, but "
-            f"data.image_size is {image_size}; use a generator of that size."
-        )
-    return start
 
 
 def check_gamma(gamma: float | None, schedule: Schedule) -> float | None:

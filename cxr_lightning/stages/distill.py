@@ -7,17 +7,15 @@ from jaxtyping import Float
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
-from cxr_lightning.artifacts import training_sets
 from cxr_lightning.diffusion.consistency import earlier_time, gap_at
-from cxr_lightning.diffusion.generator import Generator
 from cxr_lightning.diffusion.samplers import Sampling
 from cxr_lightning.errors import UserError
 from cxr_lightning.losses.consistency import consistency_loss
 from cxr_lightning.ranges import check_range
 from cxr_lightning.stages.base import Decay, default_optimizer
-from cxr_lightning.stages.denoising import DenoisingStage, load_generator, text_parent
+from cxr_lightning.stages.denoising import DenoisingStage
 from cxr_lightning.stages.draws import fixed_draws, random_draws
-from cxr_lightning.stages.generator_in_training import Draws, GeneratorInTraining
+from cxr_lightning.stages.generator_in_training import Draws
 from cxr_lightning.types import Batch, Condition
 
 SAMPLING = Sampling("consistency", steps=2)
@@ -72,13 +70,13 @@ class ConsistencyTuning(DenoisingStage):
         check_range("model.halve_every", halve_every, 1)
         check_range("model.smallest_gap", smallest_gap, 0, 0.5, above=True)
         check_range("model.huber", huber, 0)
-        start = _load_generator(generator, image_size)
-        self.parents = {"generator": start.manifest["sha256"]}
-        self.earlier_data = training_sets(start.manifest)
-        self.parents |= text_parent(start.manifest, text_encoder)
-        assert start.denoiser is not None
-        denoiser = start.denoiser.train().requires_grad_(True)
-        self.networks = GeneratorInTraining(denoiser, start.autoencoder, ema_decay, start.prior)
+        self.start_from(generator, image_size, text_encoder, ema_decay)
+        if self.networks.denoiser.prediction == "epsilon":
+            raise UserError(
+                f"model.generator: {generator} predicts epsilon, whose errors are divided by "
+                "nearly 0 where one step begins; use a generator of "
+                "--model.init_args.prediction v."
+            )
         self.sampling = SAMPLING
         self.halve_every = halve_every
         self.smallest_gap = smallest_gap
@@ -124,13 +122,3 @@ class ConsistencyTuning(DenoisingStage):
         pair = self.networks.estimates(image, condition, draws, earlier, averaged=averaged)
         a_t = self.networks.alpha_bar[draws.t]
         return consistency_loss(*pair, a_t, draws.t, earlier, self.huber)
-
-
-def _load_generator(folder: Path, image_size: int) -> Generator:
-    start = load_generator(folder, image_size)
-    if start.denoiser is not None and start.denoiser.prediction == "epsilon":
-        raise UserError(
-            f"model.generator: {folder} predicts epsilon, whose errors are divided by nearly 0 "
-            "where one step begins; use a generator of --model.init_args.prediction v."
-        )
-    return start

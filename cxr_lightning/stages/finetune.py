@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from cxr_lightning.artifacts import check_product, load_network, training_sets
+from cxr_lightning.artifacts import check_product, load_network
 from cxr_lightning.errors import UserError
 from cxr_lightning.losses.representation import (
     Embed,
@@ -25,9 +25,9 @@ from cxr_lightning.networks.frozen import Frozen, eval_mode
 from cxr_lightning.networks.gather import all_ranks
 from cxr_lightning.ranges import check_range
 from cxr_lightning.stages.base import Decay, default_optimizer
-from cxr_lightning.stages.denoising import DenoisingStage, check_gamma, load_generator, text_parent
+from cxr_lightning.stages.denoising import DenoisingStage, check_gamma
 from cxr_lightning.stages.draws import fixed_draws, random_draws
-from cxr_lightning.stages.generator_in_training import Denoised, Draws, GeneratorInTraining
+from cxr_lightning.stages.generator_in_training import Denoised, Draws
 from cxr_lightning.types import Batch, Condition
 
 Mode = Literal["x0", "reverse", "hidden", "posterior"]
@@ -123,16 +123,9 @@ class Finetune(DenoisingStage):
         check_range("model.representation_warmup_steps", representation_warmup_steps, 0)
         check_range("model.reverse_steps", reverse_steps, 2)
         check_range("model.snr_min", snr_min, 0)
-        start = load_generator(generator, image_size)
-        self.earlier_data = training_sets(start.manifest)
-        self.parents = {
-            "generator": start.manifest["sha256"],
-            "encoder": check_product(encoder, "encoder", "model.encoder")["sha256"],
-        }
-        self.parents |= text_parent(start.manifest, text_encoder)
-        assert start.denoiser is not None
-        denoiser = start.denoiser.train().requires_grad_(True)
-        self.networks = GeneratorInTraining(denoiser, start.autoencoder, ema_decay, start.prior)
+        self.start_from(generator, image_size, text_encoder, ema_decay)
+        self.parents["encoder"] = check_product(encoder, "encoder", "model.encoder")["sha256"]
+        denoiser = self.networks.denoiser
         denoiser.recompute = gradient_checkpointing  # the average has no backward pass
         self.encoder = Frozen(_load_encoder(encoder, image_size))
         self.gradient_checkpointing = gradient_checkpointing
@@ -277,8 +270,10 @@ class Finetune(DenoisingStage):
         """
         denoiser = self.networks.denoiser
         last = denoiser.head if self.projector is None else denoiser.last_middle_conv
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        scale = 1.0 if scaler is None else scaler.get_scale()  # or float16 would lose small ones
         norms = [
-            torch.autograd.grad(loss, last.weight, retain_graph=True)[0].float().norm()
+            torch.autograd.grad(scale * loss, last.weight, retain_graph=True)[0].float().norm()
             for loss in (representation, diffusion)
         ]
         return norms[0] / norms[1].clamp(min=torch.finfo(torch.float32).tiny)

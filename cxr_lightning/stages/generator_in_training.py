@@ -243,6 +243,7 @@ class GeneratorInTraining(nn.Module):
         devices = [image.device] if image.device.type == "cuda" else []
         with torch.random.fork_rng(devices), torch.no_grad():  # so that dropout draws the same
             target = estimate(earlier)
+        torch.clear_autocast_cache()  # or the weights cast there, without gradient, may be used
         return estimate(draws.t), target
 
     @torch.no_grad()

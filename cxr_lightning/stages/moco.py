@@ -35,6 +35,7 @@ from cxr_lightning.losses.contrastive import (
 from cxr_lightning.metrics.collapse import spread
 from cxr_lightning.metrics.probe import label_scores, probe_labels
 from cxr_lightning.networks.encoder import Backbone, Encoder
+from cxr_lightning.networks.frozen import eval_mode
 from cxr_lightning.networks.gather import all_ranks, all_rows, first_rank
 from cxr_lightning.networks.imagenet import load_imagenet
 from cxr_lightning.networks.momentum import (
@@ -421,9 +422,8 @@ class MoCo(Stage):
         """K-means on the embeddings of the training images; all images join the nearest centre."""
         train, valid = (self.datamodule.rows[split] for split in ("train", "valid"))
         rows = np.concatenate([train, valid])
-        self.encoder.eval()
-        embedding = self.embed_rows(self.encoder, rows)
-        self.encoder.train()
+        with eval_mode(self.encoder), torch.compiler.set_stance("force_eager"):
+            embedding = self.embed_rows(self.encoder, rows)
         clusters, seed = self.clustering.clusters, self.current_epoch
         centres = first_rank(spherical_kmeans(embedding[: len(train)], clusters, seed))
         self.centroids.restart(centres)

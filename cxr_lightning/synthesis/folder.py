@@ -15,7 +15,7 @@ import pandas as pd
 from cxr_lightning.data.requests import ImageRequests
 from cxr_lightning.data.writers import FORMATS
 from cxr_lightning.errors import UserError
-from cxr_lightning.files import write_whole
+from cxr_lightning.files import hold, write_whole
 from cxr_lightning.synthesis.request import Request
 
 STEM = "view1_frontal"
@@ -103,18 +103,13 @@ class SyntheticFolder:
             yield
 
     def _require_unused(self) -> None:
-        import fcntl
-
         if not (self.partial / "request.json").is_file():
             return
-        with (self.partial / "request.json").open() as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(
-                    f"out: another command is at work in {self.partial}; wait for it, or give "
-                    "another folder."
-                ) from error
+        hold(
+            self.partial / "request.json",
+            f"out: another command is at work in {self.partial}; wait for it, or give another "
+            "folder.",
+        ).close()
 
     def missing(self, images: int) -> list[int]:
         """Numbers of the images that are not there yet, of so many."""

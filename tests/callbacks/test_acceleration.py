@@ -1,5 +1,6 @@
 """Acceleration: a stage trains the same weights compiled, and saves the same files."""
 
+import copy
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from lightning import LightningModule, Trainer
 from processes import on_ranks
+from torch import nn
 
 from cxr_lightning.artifacts import product_sha256, save_product
 from cxr_lightning.callbacks.acceleration import Acceleration
@@ -234,6 +236,30 @@ def test_mistakes(
     with pytest.raises(UserError, match=message):
         fit(stages["vae"], compile=True, **settings)
     fit(stages["vae"], **settings)  # nothing is compiled, so nothing is looked for
+
+
+def test_recorded_kernels_are_refused_where_gradients_are_added_up(stages: dict[str, Make]) -> None:
+    trainer = Mock(spec=Trainer, accumulate_grad_batches=2)
+    for mode in ("reduce-overhead", "max-autotune"):
+        with pytest.raises(UserError, match=f"acceleration.mode: {mode} keeps gradients"):
+            Acceleration(compile=True, mode=mode).setup(trainer, stages["vae"](), "fit")
+
+
+def test_moments_of_a_resumed_run_lie_as_the_weights_do(stages: dict[str, Make]) -> None:
+    convolution = nn.Conv2d(4, 4, 3)
+    optimizer = torch.optim.AdamW(convolution.parameters(), lr=0.1)
+    convolution(torch.ones(1, 4, 8, 8)).square().sum().backward()
+    optimizer.step()
+    saved = copy.deepcopy(optimizer.state_dict())
+    convolution.to(memory_format=torch.channels_last)
+    optimizer.load_state_dict(saved)
+    weight = convolution.weight
+    before = optimizer.state[weight]["exp_avg"].clone()
+    assert optimizer.state[weight]["exp_avg"].stride() != weight.stride()
+    Acceleration().on_train_start(Mock(spec=Trainer, optimizers=[optimizer]), stages["vae"]())
+    for name in ("exp_avg", "exp_avg_sq"):
+        assert optimizer.state[weight][name].stride() == weight.stride()
+    assert torch.equal(optimizer.state[weight]["exp_avg"], before)
 
 
 def test_without_a_compiler(

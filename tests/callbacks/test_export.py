@@ -166,6 +166,16 @@ def test_goes_to_the_folder_asked_for(module, datamodule, quiet_trainer, tmp_pat
     assert not (tmp_path / "product").exists()
 
 
+def test_a_folder_of_something_else_is_refused_before_the_training(
+    module, datamodule, quiet_trainer, tmp_path
+):
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    trainer = quiet_trainer(max_steps=1, callbacks=[Export(folder=tmp_path / "run")])
+    with pytest.raises(UserError, match="export.folder: .*run is there and is no product"):
+        trainer.fit(module, datamodule=datamodule)
+    assert trainer.global_step == 0
+
+
 def test_a_monitor_that_was_not_measured_since_a_resume_is_waited_for():
     export = Export(monitor="finetune/valid/rrs")
     pausing, always = (GenerationMetrics(extractor="fixed", every=every) for every in (2, 1))

@@ -26,6 +26,7 @@ from cxr_lightning.artifacts import product_sha256, save_product
 from cxr_lightning.commands.evaluate import _command, evaluate
 from cxr_lightning.commands.report import report
 from cxr_lightning.data.prepared import open_prepared
+from cxr_lightning.errors import UserError
 from cxr_lightning.evaluation import facts
 from cxr_lightning.evaluation.work import Work, make_grid
 from cxr_lightning.networks.classifier import Classifier
@@ -212,8 +213,7 @@ def test_representation_and_its_calibration(
     assert metrics_of(out)["real"]["is_training_data"] is None
     for sets, known in (({"data": "ef" * 32}, False), ({"earlier_data": ["ab" * 32]}, True)):
         manifest = {"data": "cd" * 32, "sha256": "cd" * 32} | sets
-        found = facts._is_training_data(open_prepared(real), {"generator": manifest})
-        assert found is known
+        assert facts._is_training_data(open_prepared(real), manifest) is known
     assert records["fid", "healthy"]["extractor_sha256"] == product_sha256(encoder)
     assert (out / "grids" / "healthy_reconstruction.png").is_file()
 
@@ -280,6 +280,78 @@ def test_score_by_the_encoder_of_the_fine_tuning_is_flagged(
     warning = records_of(tmp_path / "out")["rrs", "healthy"]["warning"]
     assert "with this very encoder" in warning
     assert "give --encoder_held_out" in warning
+
+
+@pytest.mark.parametrize("facts", ["parents", "ancestors"])
+def test_distances_by_the_encoder_of_any_fine_tuning_are_flagged(
+    real: Path, synthetic: Path, encoder: Path, tmp_path: Path, facts: str
+) -> None:
+    sha256 = product_sha256(encoder)
+    named: dict[str, Any] = {"parents": {"encoder": sha256}, "ancestors": [sha256]}
+    maker = make_generator(tmp_path / "maker", facts={facts: named[facts]})
+    state_maker(synthetic, maker)
+    options: dict[str, Any] = {"encoder": encoder, "axes": FAST, "bootstrap": 0}
+    evaluate(real, synthetic, tmp_path / "out", reconstructions=2, **options)
+    records = records_of(tmp_path / "out")
+    for metric in ("fid", "fid_equal_n", "kid", "precision", "rrs"):
+        assert "with this very encoder" in records[metric, "healthy"]["warning"]
+    with pytest.raises(UserError, match="encoder_held_out: .* fine-tuned with"):
+        other = make_encoder(tmp_path / "other", seed=1)
+        options |= {"encoder": other, "encoder_held_out": encoder}
+        evaluate(real, synthetic, tmp_path / "out2", **options)
+
+
+def state_maker(synthetic: Path, product: Path) -> None:
+    """Has the manifest of a set say which product made it."""
+    manifest = json.loads((synthetic / "manifest.json").read_text())
+    manifest["product"] = {"path": str(product), "sha256": product_sha256(product)}
+    (synthetic / "manifest.json").write_text(json.dumps(manifest | {"size": SIZE}))
+
+
+def test_the_product_that_made_the_images_is_found_by_their_manifest(
+    real: Path, synthetic: Path, encoder: Path, tmp_path: Path
+) -> None:
+    maker = make_generator(tmp_path / "maker", facts={"data": "ab" * 32})
+    state_maker(synthetic, maker)
+    options: dict[str, Any] = {"axes": ["representation"], "bootstrap": 0, "reconstructions": 2}
+    evaluate(real, synthetic, tmp_path / "out", encoder=encoder, **options)
+    content = metrics_of(tmp_path / "out")
+    assert content["generator"] == product_sha256(maker)
+    assert content["real"]["is_training_data"] is True
+    assert ("rrs", "healthy") in records_of(tmp_path / "out")
+    # another generator says nothing of what these images were trained on
+    other = make_generator(tmp_path / "other", facts={"data": "ef" * 32}, seed=1)
+    evaluate(real, synthetic, tmp_path / "out", encoder=encoder, generator=other, **options)
+    assert metrics_of(tmp_path / "out")["real"]["is_training_data"] is True
+    maker.rename(tmp_path / "moved")
+    evaluate(real, synthetic, tmp_path / "out", encoder=encoder, generator=other, **options)
+    assert metrics_of(tmp_path / "out")["real"]["is_training_data"] is None
+
+
+def test_what_else_lies_in_the_folder_stays(real: Path, synthetic: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"extractor": ["fixed"], "axes": ["fidelity"], "bootstrap": 0}
+    out = tmp_path / "out"
+    evaluate(real, synthetic, out, **options)
+    (out / "report.html").write_text("mine")
+    shutil.copytree(synthetic, out / "synthetic")
+    with pytest.raises(UserError, match="synthetic: .* lies in .*out, which"):
+        evaluate(real, out / "synthetic", out, **options)
+    evaluate(real, synthetic, out, seed=1, **options)
+    names = {path.name for path in out.iterdir()}
+    assert names == {"report.html", "synthetic", "grids", "pairs", "metrics.json"}
+    assert metrics_of(out)["settings"]["seed"] == 1
+    assert (out / "report.html").read_text() == "mine"
+
+
+def test_a_second_evaluation_of_the_folder_waits_its_turn(
+    real: Path, synthetic: Path, tmp_path: Path
+) -> None:
+    first = Work(tmp_path / ".out.partial")
+    options: dict[str, Any] = {"extractor": ["fixed"], "axes": ["fidelity"], "bootstrap": 0}
+    with first.lock, pytest.raises(UserError, match="out: another 'cxr evaluate' is at work in"):
+        evaluate(real, synthetic, tmp_path / "out", **options)
+    evaluate(real, synthetic, tmp_path / "out", **options)
+    assert metrics_of(tmp_path / "out")["records"]
 
 
 def test_a_held_out_encoder_scores_the_same_images_beside_it(
@@ -469,5 +541,8 @@ def test_a_classifier_of_an_unfinished_request_does_not_go_along(tmp_path: Path)
     work.finish(tmp_path / "out", {"classifier": sha256})
     assert (tmp_path / "out/classifier").is_dir()
     shutil.copytree(tmp_path / "out/classifier", tmp_path / ".out.partial/classifier")
-    Work(tmp_path / ".out.partial").finish(tmp_path / "out", {"classifier": "ab" * 32})
+    work.lock.close()
+    work = Work(tmp_path / ".out.partial")
+    with work.lock:
+        work.finish(tmp_path / "out", {"classifier": "ab" * 32})
     assert not (tmp_path / "out/classifier").exists()

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from cxr_lightning.data.augment import (
     PRESETS,
     Augmentation,
+    Preset,
     augment,
     crop_transforms,
     sample_draws,
@@ -164,3 +165,14 @@ def test_presets() -> None:
 def test_settings_out_of_range_are_refused(wrong) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(UserError, match=next(iter(wrong))):
         Augmentation(**wrong)
+
+
+@pytest.mark.parametrize("preset", ["cxr", "none"])
+def test_mixed_precision_moves_no_pixel(preset: Preset) -> None:
+    image = torch.rand(4, 1, 96, 96, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    draws = sample_draws(4, torch.Generator().manual_seed(1))[:, 0]
+    plain = augment(image, draws, PRESETS[preset])
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = augment(image, draws, PRESETS[preset])
+    assert mixed.dtype == plain.dtype
+    assert torch.equal(mixed, plain)

@@ -104,8 +104,10 @@ def make_encoder(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def make_generator(folder: Path, size: int = SIZE, facts: dict[str, Any] | None = None) -> Path:
-    torch.manual_seed(0)
+def make_generator(
+    folder: Path, size: int = SIZE, facts: dict[str, Any] | None = None, seed: int = 0
+) -> Path:
+    torch.manual_seed(seed)
     networks: dict[str, nn.Module] = {
         "autoencoder": Autoencoder(image_size=size, width=4, latent_dim=4),
         "prior": LatentPrior(latent_dim=4),

@@ -72,6 +72,12 @@ def test_metric_against_scipy_and_torch_fidelity() -> None:
     fidelity = metric_fid.fid_statistics_to_metric(*statistics, False)
     assert value == pytest.approx(fidelity["frechet_inception_distance"], rel=1e-4)
     assert frechet_of_features(extractor(real), extractor(synthetic)) == pytest.approx(value)
+    without_images = frechet_distance(extractor)  # a process that had no share, after the sync
+    without_images.load_state_dict(metric.state_dict())
+    for name in metric._defaults:
+        setattr(without_images, name, getattr(metric, name))
+    without_images._update_count = 1
+    assert float(without_images.compute()) == value
 
 
 @pytest.mark.parametrize(("n", "m", "dim"), [(300, 200, 16), (300, 9, 16), (10, 12, 40), (2, 2, 5)])

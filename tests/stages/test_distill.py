@@ -1,16 +1,20 @@
 """Stage 5 on tiny data: consistency tuning of a generator."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
-from lightning import seed_everything
+from lightning import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from cxr_lightning.artifacts import save_product
 from cxr_lightning.callbacks.export import Export
+from cxr_lightning.callbacks.generation import GenerationMetrics
 from cxr_lightning.data.datamodule import CheXpertDataModule
 from cxr_lightning.diffusion.generator import Generator
 from cxr_lightning.diffusion.priors import LatentPrior
@@ -138,6 +142,20 @@ def test_product_names_its_parent(make, generators):
     assert product.kind == "generator"
     assert set(product.parents) == {"generator"}
     assert set(product.networks) == {"denoiser", "autoencoder", "prior"}
+
+
+def test_the_encoder_of_an_earlier_fine_tuning_is_an_ancestor(make, generators, tmp_path):
+    finetuned = shutil.copytree(generators / "form1", tmp_path / "finetuned")
+    manifest = json.loads((finetuned / "manifest.json").read_text())
+    facts = {"parents": {"generator": "ab" * 32, "encoder": "cd" * 32}, "ancestors": ["ef" * 32]}
+    (finetuned / "manifest.json").write_text(json.dumps(manifest | facts))
+    module = make(generator=finetuned)
+    assert module.ancestors == ["ab" * 32, "cd" * 32, "ef" * 32]
+    metrics = GenerationMetrics()
+    metrics.encoder_held_out = tmp_path
+    metrics.scores["held_out_"] = Mock(sha256="cd" * 32)
+    with pytest.raises(UserError, match="encoder_held_out: .* of an earlier fine-tuning"):
+        metrics.setup(Mock(spec=Trainer), module, "fit")
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,12 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
-from lightning import seed_everything
+from lightning import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from text_model import write_text_model
 
@@ -436,3 +437,19 @@ def test_validation_is_the_same_however_images_are_batched(make, prepared, quiet
         found[0]["finetune/valid/diffusion"] + 0.1 * found[0]["finetune/valid/representation"]
     )
     assert found[0]["finetune/valid/loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_gradient_ratio_in_float16_is_that_of_scaled_losses(make):
+    module = make()
+    factors = []
+
+    class Scaler:
+        def get_scale(self) -> float:
+            return 2.0**16
+
+    head = module.networks.denoiser.head.weight
+    module._trainer = Mock(spec=Trainer, precision_plugin=Mock(scaler=Scaler()))
+    head.register_hook(lambda gradient: factors.append(float(gradient.abs().max())))
+    ratio = module._gradient_ratio(3e-4 * head.sum(), 1e-4 * head.sum())
+    assert float(ratio) == pytest.approx(3.0, rel=1e-6)
+    assert factors == pytest.approx([3e-4 * 2.0**16, 1e-4 * 2.0**16])
