@@ -5,16 +5,16 @@ import importlib
 import inspect
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from cxr_lightning.errors import UserError
 
 STAGE_COMMANDS = {
     "fit": "train a stage: cxr fit --config configs/vae.yaml --data.root PREPARED",
     "validate": "losses and metrics of a stage on the validation split",
-    "test": "the same on the test split",
+    "test": "the same on the test split; stage 3: linear evaluation of encoders",
     "predict": "run a stage's predict step over the validation split",
 }
 COMMANDS = {
@@ -35,85 +35,6 @@ VARIANTS = {
     ("benchmark", "--peers"): "benchmark_peers",
 }
 """Options that turn a command into another one, in the module of that name."""
-
-SEVERAL: dict[str, dict[str, dict[str, Any]]] = {
-    "report": {
-        "evaluation": {
-            "type": Path,
-            "required": True,
-            "help": "Folders made by 'cxr evaluate', one or more.",
-        }
-    },
-    "evaluate": {
-        "extractor": {
-            "type": str,
-            "help": "Networks of fidelity and privacy, one or more NAME or NAME=WEIGHTS: "
-            "inception, xrv, rad_dino, encoder, module, fixed (smoke tests). Default: encoder "
-            "where one is given, else inception.",
-        },
-        "axes": {
-            "type": str,
-            "help": "fidelity, representation, condition, utility, privacy; default: all.",
-        },
-        "utility_fractions": {
-            "type": float,
-            "help": "Shares of the real training patients of the utility axis; default: 0.1 1.",
-        },
-    },
-    "generate": {
-        "prompt": {
-            "type": str,
-            "help": "In place of condition: one or more texts, such as 'small left effusion, no "
-            "pneumothorax, PA view, 70-year-old woman'. What was understood is printed.",
-        },
-    },
-    "interpolate": {
-        "prompt": {
-            "type": str,
-            "help": "In place of condition: one or two texts, such as 'left effusion, PA view'.",
-        },
-        "images": {
-            "type": Path,
-            "help": "Two radiographs, between whose latent codes each row leads; the rows differ "
-            "in their noise. The originals stand at the left and right.",
-        },
-    },
-    "edit": {
-        "strength": {
-            "type": float,
-            "help": "How far to go, a column each; default: -2 -1 0 1 2.",
-        },
-        "images": {
-            "type": Path,
-            "help": "Radiographs to edit, a row each, with the original at the left. Default: new "
-            "ones.",
-        },
-    },
-    "SamplingOptions": {
-        "guidance_interval": {
-            "type": float,
-            "help": "From and to which share of the diffusion steps there is guidance, such as "
-            "0.2 0.8 (0 the clean image, 1 pure noise); default: all of them.",
-        }
-    },
-    "benchmark_peers": {
-        "peers": {
-            "type": str,
-            "nargs": "*",
-            "help": "diffusers, monai; both where none is named.",
-        }
-    },
-    "prepare": {
-        "parts": {
-            "type": str,
-            "help": "mixture: names of the prepared data sets; default: all in root.",
-        }
-    },
-}
-"""Options that take several values, by function or group of options.
-
-jsonargparse reads a list from a signature as one value.
-"""
 
 
 def main(args: list[str] | None = None) -> None:
@@ -227,14 +148,16 @@ def run_function(command: str, name: str, args: list[str]) -> None:
     groups: dict[str, Any] = {
         key: p.annotation for key, p in parameters.items() if is_dataclass(p.annotation)
     }
-    several = dict(SEVERAL.get(name, {}))
-    for group in groups.values():
-        several |= SEVERAL.get(group.__name__, {})
-    for option, settings in several.items():
-        parser.add_argument(f"--{option}", **{"nargs": "+", **settings})
+    several: set[str] = set()
+    for owner in (function, *groups.values()):
+        for option, settings in options_of_lists(owner).items():
+            is_variant = (command, f"--{option}") in VARIANTS  # may stand alone
+            nargs = "*" if is_variant else "+"
+            parser.add_argument(f"--{option}", nargs=nargs, **settings)
+            several.add(option)
     parser.add_function_arguments(function, as_positional=False, skip={*several, *groups})
     for group in groups.values():
-        skip = {*several} & {field.name for field in fields(group)}
+        skip = several & {field.name for field in fields(group)}
         parser.add_class_arguments(group, skip=skip, instantiate=False)
     args = state_flags(args, {key for key, p in parameters.items() if p.annotation is bool})
     values = parser.instantiate(parser.parse_args(args)).as_dict()
@@ -242,6 +165,25 @@ def run_function(command: str, name: str, args: list[str]) -> None:
     for key, group in groups.items():
         values[key] = group(**{field.name: values.pop(field.name) for field in fields(group)})
     function(**values)
+
+
+def options_of_lists(owner: Callable[..., Any]) -> dict[str, dict[str, Any]]:
+    """Settings for the arguments of a function or dataclass that are lists: values with blanks.
+
+    jsonargparse reads a list from a signature as one value.
+    """
+    from docstring_parser import parse
+
+    described = {param.arg_name: param.description for param in parse(owner.__doc__ or "").params}
+    found: dict[str, dict[str, Any]] = {}
+    for name, parameter in inspect.signature(owner).parameters.items():
+        kinds = (parameter.annotation, *get_args(parameter.annotation))
+        item = next((get_args(kind)[0] for kind in kinds if get_origin(kind) is list), None)
+        if item is not None:
+            required = parameter.default is parameter.empty
+            text = " ".join((described[name] or "").split())
+            found[name] = {"type": item, "required": required, "help": text}
+    return found
 
 
 def usage() -> str:

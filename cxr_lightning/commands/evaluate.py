@@ -103,7 +103,7 @@ def evaluate(
         extractor: Networks of fidelity and privacy, one or more NAME or NAME=WEIGHTS: inception,
             xrv, rad_dino, encoder, module (TorchScript or safetensors), fixed (for smoke tests).
             Default: encoder where one is given, else inception; other axes need none.
-        axes: Which axes, one or more; default: all.
+        axes: One or more of fidelity, representation, condition, utility, privacy; default: all.
         conditions: Health conditions joined by commas (default: those of the synthetic data set).
         split: Split of the real images for fidelity; held_out is valid and test.
         classifier: Classifier of the condition axis: a folder 'classifier' of an earlier

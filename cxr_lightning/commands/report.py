@@ -6,14 +6,14 @@ from cxr_lightning.errors import UserError
 from cxr_lightning.report.read import read_evaluations
 
 
-def report(evaluation: Path | list[Path], out: Path) -> None:
+def report(evaluation: list[Path], out: Path) -> None:
     """Writes one or several evaluations as one HTML file, and as Markdown and JSON next to it.
 
     The HTML file holds its images and styles, needs no network and prints well. Several
     evaluations stand side by side, named by their folders.
 
     Args:
-        evaluation: Folder made by 'cxr evaluate', or several: --evaluation+=A --evaluation+=B.
+        evaluation: Folders made by 'cxr evaluate', one or more.
         out: The HTML file; Markdown and JSON have the same name with the suffixes .md and .json.
 
     Raises:
@@ -21,8 +21,7 @@ def report(evaluation: Path | list[Path], out: Path) -> None:
     """
     if out.suffix != ".html" or out.is_dir():
         raise UserError(f"out: {out} is no name of an HTML file; give one such as report.html.")
-    folders = evaluation if isinstance(evaluation, list) else [evaluation]
-    read = read_evaluations(folders)
+    read = read_evaluations(evaluation)
     from cxr_lightning.report.render import write_report  # its template engine takes a while
 
     try:

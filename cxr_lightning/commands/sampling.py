@@ -48,12 +48,12 @@ class SamplingOptions:
 
     sampler: SamplerName | None = None
     steps: int | None = None
-    guidance: float = 1.0
+    guidance: float = Sampling.guidance
     guidance_interval: list[float] | None = None
-    eta: float = 0.0
+    eta: float = Sampling.eta
     spacing: Spacing = Sampling.spacing
-    start: float = 1.0
-    precision: SamplingPrecision = "fp32"
+    start: float = Sampling.start
+    precision: SamplingPrecision = Sampling.precision
 
     def choose(self, generator: Generator) -> Sampling:
         """How to sample this model; see `Generator.choose_sampling`."""

@@ -13,11 +13,9 @@ from cxr_lightning import __version__
 from cxr_lightning.artifacts import product_sha256, training_sets
 from cxr_lightning.data.prepared import PreparedDataset
 from cxr_lightning.evaluation.inputs import EvaluationInputs
+from cxr_lightning.evaluation.records import FORMAT
 from cxr_lightning.evaluation.synthetic import SyntheticSet
 from cxr_lightning.files import sha256_file
-
-FORMAT = 2
-"""Of `metrics.json`."""
 
 Identities = dict[str, dict[str, Any]]
 """Manifests of the products that were given, by their role."""

@@ -18,7 +18,7 @@ from cxr_lightning.evaluation.diversity import embedding_diversity
 from cxr_lightning.evaluation.floors import floor_of
 from cxr_lightning.evaluation.inputs import EvaluationInputs, Group, source_of
 from cxr_lightning.evaluation.radiographs import radiographs
-from cxr_lightning.evaluation.records import OVERALL, AxisResult, Record
+from cxr_lightning.evaluation.records import OVERALL, TOO_CLOSE, AxisResult, Record
 from cxr_lightning.metrics.bootstrap import Sample, percentile_interval, replicate
 from cxr_lightning.metrics.extractors import Extractor
 from cxr_lightning.metrics.fid import frechet, frechet_interval, moments
@@ -38,10 +38,6 @@ NEIGHBOURS = 5
 MAX_NEIGHBOURS = 10_000
 """Images a side for precision, recall, density and coverage, as in their papers: time grows with
 the square."""
-
-TOO_CLOSE = 0.5
-"""Share of the floor below which a distance is suspicious. The synthetic images may resemble both
-halves of the real set, so somewhat less than the floor is natural for patients of many images."""
 
 
 IntervalOf = Callable[[float, Sample, Sample, int, int], tuple[float, float] | None]

@@ -6,6 +6,13 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import UInt8
 
+FORMAT = 2
+"""Of `metrics.json`."""
+
+TOO_CLOSE = 0.5
+"""Share of the floor below which a distance is suspicious. The synthetic images may resemble both
+halves of the real set, so somewhat less than the floor is natural for patients of many images."""
+
 OVERALL = "all"
 """Condition of a record over all conditions together, and subgroup of one over all patients."""
 

@@ -1,7 +1,7 @@
 """How much images of different patients differ: in pixels (MS-SSIM) and in features."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,8 +9,6 @@ from jaxtyping import Bool, Float32, Float64, Int, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
-
-from cxr_lightning.metrics.neighbours import row_distances
 
 PIXEL_BLOCK = 2**21
 """Pixels of one side that are compared at a time."""
@@ -51,20 +49,15 @@ def different_pairs(
 
 
 def pair_distances(
-    features: Float32[Tensor, "n f"],
-    pairs: Int[np.ndarray, "2 p"],
-    metric: Literal["cosine", "euclid"] = "cosine",
+    features: Float32[Tensor, "n f"], pairs: Int[np.ndarray, "2 p"]
 ) -> Float64[Tensor, " p"]:
-    """Distance of the features of each pair.
+    """1 - cosine of the features of each pair, in [0, 2]; a zero vector is orthogonal to all.
 
     Args:
         features: Features of the images.
         pairs: Rows of the first and of the second images.
-        metric: 1 - cosine, in [0, 2] (a zero vector is taken for orthogonal to all), or Euclidean.
     """
     one, other = torch.from_numpy(pairs).to(features.device)
-    if metric == "euclid":
-        return row_distances(features, features, one, other)
     blocks = zip(one.split(PAIR_BLOCK), other.split(PAIR_BLOCK), strict=True)
     return torch.cat(
         [1.0 - F.cosine_similarity(features[a].double(), features[b].double()) for a, b in blocks]

@@ -4,7 +4,8 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from cxr_lightning.report.read import OVERALL, Evaluation, Measurement, unique
+from cxr_lightning.evaluation.records import OVERALL
+from cxr_lightning.report.read import Evaluation, Measurement, unique
 from cxr_lightning.report.words import (
     METRICS,
     as_json,
@@ -57,12 +58,6 @@ SHOWN_FAILURES = 3
 LONG = 6
 """Places that a caution names one by one."""
 
-KINDS = {
-    OVERALL: "any number of this part",
-    "joint_all": "the presence of several findings",
-    "calibration": "calibration",
-}
-
 
 def data_card(evaluations: Sequence[Evaluation]) -> Facts:
     """Facts of the real and the synthetic data; what no evaluation states is left out."""
@@ -103,12 +98,6 @@ def definitions(evaluations: Sequence[Evaluation]) -> list[tuple[str, list[dict[
     ]
 
 
-def configurations(evaluations: Sequence[Evaluation]) -> list[tuple[str, str]]:
-    """Configurations of the generators, as JSON."""
-    found = [(e.name, e.look_up("generator_card", "config")) for e in evaluations]
-    return [(name, as_json(config)) for name, config in found if config]
-
-
 def settings(evaluations: Sequence[Evaluation]) -> Facts:
     """Version and settings of the evaluations."""
     keys = unique(key for e in evaluations for key in e.metrics["settings"])
@@ -123,11 +112,9 @@ def _stated(rows: Iterable[tuple[str, Sequence[Any]]]) -> Facts:
 
 
 def _flat(card: dict[str, Any]) -> dict[str, Any]:
-    """The card without its configuration, with one level less."""
+    """The card with one level less."""
     flat: dict[str, Any] = {}
     for key, value in card.items():
-        if key == "config":
-            continue
         name = CARD.get(key, _plain(key))
         if isinstance(value, dict):
             flat |= {f"{name}, {_plain(str(k))}": v for k, v in value.items()}
@@ -257,7 +244,7 @@ def left_out(evaluations: Sequence[Evaluation]) -> list[str]:
 def _sort(metric: str, axis: str) -> str:
     if metric == OVERALL:
         return f"{axis} axis"
-    return _short(metric) if metric in METRICS else KINDS.get(metric, _plain(metric))
+    return _short(metric) if metric in METRICS else _plain(metric)
 
 
 def extractors_used(evaluations: Sequence[Evaluation]) -> list[str]:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from cxr_lightning.evaluation.records import OVERALL
 from cxr_lightning.report.plots import Axis, Point, Series, chart, span
-from cxr_lightning.report.read import OVERALL, Evaluation, Measurement, unique
+from cxr_lightning.report.read import Evaluation, Measurement, unique
 from cxr_lightning.report.tables import source_title, space_title
 from cxr_lightning.report.verdicts import REGIMES, regime_of
 from cxr_lightning.report.words import label, number, percent

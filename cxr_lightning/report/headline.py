@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Sequence
 
+from cxr_lightning.evaluation.records import OVERALL, TOO_CLOSE
 from cxr_lightning.report.privacy_line import privacy_line
-from cxr_lightning.report.read import OVERALL, Evaluation, Measurement
+from cxr_lightning.report.read import Evaluation, Measurement
 from cxr_lightning.report.verdicts import (
     REGIMES,
-    TOO_CLOSE,
     AxisLine,
     Verdict,
     compare,

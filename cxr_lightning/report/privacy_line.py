@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from cxr_lightning.report.read import OVERALL, Evaluation, Measurement
+from cxr_lightning.evaluation.records import OVERALL
+from cxr_lightning.report.read import Evaluation, Measurement
 from cxr_lightning.report.verdicts import AxisLine, Verdict
 from cxr_lightning.report.words import percent
 

@@ -8,10 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cxr_lightning.errors import UserError
-
-FORMAT = 2
-OVERALL = "all"
-"""Condition of a record over all conditions together, and subgroup of one over all patients."""
+from cxr_lightning.evaluation.records import FORMAT, OVERALL
 
 OBJECTS = ("real", "synthetic", "settings", "curves", "generator_card")
 LISTS = ("records", "conditions", "skipped", "extractors", "pairs")

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from cxr_lightning.evaluation.records import OVERALL
 from cxr_lightning.report import figures
 from cxr_lightning.report.joint import joint_presence
-from cxr_lightning.report.read import OVERALL, Evaluation, Measurement, unique
+from cxr_lightning.report.read import Evaluation, Measurement, unique
 from cxr_lightning.report.tables import (
     Group,
     Scales,

@@ -3,13 +3,11 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from cxr_lightning.evaluation.records import TOO_CLOSE
 from cxr_lightning.report.read import Measurement
 from cxr_lightning.report.words import METRICS, SPACE, number, percent
 
 Symbol = Literal["ok", "worse", "none"]
-
-TOO_CLOSE = 0.5
-"""Share of the floor below which a Fréchet distance looks like copies."""
 
 REGIMES = {
     "real": "real images alone",

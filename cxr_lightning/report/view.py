@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+from cxr_lightning.evaluation.records import OVERALL
 from cxr_lightning.report import cards, sections
 from cxr_lightning.report.headline import HELD_OUT, headline, held_out
-from cxr_lightning.report.read import OVERALL, Evaluation, unique
+from cxr_lightning.report.read import Evaluation, unique
 from cxr_lightning.report.tables import source_title
 from cxr_lightning.report.words import fact, label
 
@@ -136,7 +137,6 @@ def _cards(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
         "extractors_used": cards.extractors_used(evaluations),
         "data_card": cards.data_card(evaluations),
         "model_card": cards.model_card(evaluations),
-        "configurations": cards.configurations(evaluations),
         "settings": cards.settings(evaluations),
         "commands": [(e.name, c) for e in evaluations if (c := e.look_up("command"))],
         "definitions": cards.definitions(evaluations),

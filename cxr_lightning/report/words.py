@@ -4,7 +4,8 @@ import json
 import math
 from typing import Literal, NamedTuple
 
-from cxr_lightning.report.read import OVERALL, Measurement
+from cxr_lightning.evaluation.records import OVERALL
+from cxr_lightning.report.read import Measurement
 
 Kind = Literal["distance", "share", "signed", "count"]
 
@@ -240,11 +241,6 @@ def range_text(record: Measurement, low: float | None, high: float | None) -> st
 
 def _is_count(record: Measurement) -> bool:
     return record.metric in METRICS and METRICS[record.metric].kind == "count"
-
-
-def short_hash(sha256: object) -> str:
-    """The first digits of a hash, enough to tell two apart."""
-    return str(sha256)[:8]
 
 
 def fact(value: object) -> str:

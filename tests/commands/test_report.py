@@ -19,7 +19,7 @@ def minimal(folder: Path, **changes: Any) -> Path:
 
 def test_three_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "new" / "report.html"
-    report(minimal(tmp_path / "evaluation"), out)
+    report([minimal(tmp_path / "evaluation")], out)
     names = ["report.html", "report.json", "report.md"]
     assert sorted(path.name for path in out.parent.iterdir()) == names
     printed = capsys.readouterr().out
@@ -38,9 +38,9 @@ def test_names_that_are_no_text_are_shown_as_codes(tmp_path: Path) -> None:
 
 def test_again_replaces_the_report(tmp_path: Path) -> None:
     folder = minimal(tmp_path / "evaluation")
-    report(folder, tmp_path / "report.html")
+    report([folder], tmp_path / "report.html")
     before = {p: p.read_bytes() for p in tmp_path.glob("report.*")}
-    report(folder, tmp_path / "report.html")
+    report([folder], tmp_path / "report.html")
     assert {p: p.read_bytes() for p in tmp_path.glob("report.*")} == before
 
 

@@ -158,7 +158,6 @@ def full_metrics(shift: float = 1.0, seed: int = 0, **changes: Any) -> dict[str,
             "step": 20000,
             "data": "aa" * 32,
             "parents": {"generator": "d9" * 32, "encoder": "e1" * 32},
-            "config": {"model": {"class_path": "cxr_lightning.stages.finetune.FinetuneStage"}},
             "metrics": {"finetune/valid/loss": 0.0412},
         },
         extractors=[

@@ -230,7 +230,7 @@ def test_unlabelled_images_are_shown_together(tmp_path: Path) -> None:
     folder = write_evaluation(tmp_path / "evaluation", content)
     source = write_evaluation(tmp_path / "other", minimal_metrics()) / "grids"
     (source / "pneumonia_generated.png").rename(folder / "grids" / "all_generated.png")
-    report(folder, tmp_path / "report.html")
+    report([folder], tmp_path / "report.html")
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert page.images == ["Generated images, All conditions"]
 
@@ -323,4 +323,4 @@ def test_odd_pairs_do_no_harm(tmp_path: Path) -> None:
     assert "flagged as a copy" not in page.text
     folder = write_evaluation(tmp_path / "other", minimal_metrics())
     (folder / "metrics.json").write_text(json.dumps(minimal_metrics(pairs=odd)))
-    report(folder, tmp_path / "other.html")
+    report([folder], tmp_path / "other.html")
