@@ -12,14 +12,24 @@ SCALE  ?= gpu1
 CONDITIONS ?= healthy,pneumonia,pleural_effusion
 COUNT  ?= 1000
 OVERLAY ?=
+SCORES  ?= yes
 EVALUATE_FLAGS ?=
 
-FIT     = $(CXR) fit --config configs/$@.yaml --config configs/scale/$(SCALE).yaml \
-          $(if $(OVERLAY),--config $(OVERLAY)/$@.yaml) \
-          --data.root $(DATA) --data.image_size $(SIZE) --trainer.default_root_dir $(RUNS)/$@
+# A stage of this configuration, into this folder of RUNS.
+fit = $(CXR) fit --config configs/$(1).yaml --config configs/scale/$(SCALE).yaml \
+      $(if $(OVERLAY),--config $(OVERLAY)/$(1).yaml) \
+      --data.root $(DATA) --data.image_size $(SIZE) --trainer.default_root_dir $(RUNS)/$(2)
+
+# With SCORES stages 2 and 4 are judged while they train, by the encoders of stage 3 that are there:
+# the FID by the one that no loss has seen.
+ENCODER  = $(wildcard $(RUNS)/moco/product)
+HELD_OUT = $(wildcard $(RUNS)/moco_held_out/product)
+JUDGES   = $(if $(SCORES),$(if $(ENCODER),--generation.encoder $(ENCODER) \
+           --generation.extractor encoder --generation.weights $(or $(HELD_OUT),$(ENCODER))) \
+           $(if $(HELD_OUT),--generation.encoder_held_out $(HELD_OUT)))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint type prepare describe vae ddpm moco finetune distill generate evaluate report pipeline benchmark benchmark-data benchmark-peers gpu-check clean
+.PHONY: help demo test lint type prepare describe vae ddpm moco moco-held-out finetune distill generate evaluate report pipeline benchmark benchmark-data benchmark-peers gpu-check clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -27,7 +37,7 @@ help:  ## list the targets
 demo: $(VENV)/installed  ## phantom data, four small stages on the CPU, generate, evaluate, report.html
 	test -f demo/prepared/header.json || \
 		$(CXR) prepare --source phantom --root demo/phantom --out demo/prepared --size 64 --patients 400
-	WANDB_MODE=$${WANDB_MODE:-disabled} $(MAKE) pipeline DATA=demo/prepared RUNS=demo SIZE=64 SCALE=cpu OVERLAY=configs/demo COUNT=32 \
+	WANDB_MODE=$${WANDB_MODE:-disabled} $(MAKE) pipeline DATA=demo/prepared RUNS=demo SIZE=64 SCALE=cpu OVERLAY=configs/demo COUNT=32 SCORES= \
 		EVALUATE_FLAGS="--axes fidelity representation condition privacy --classifier_steps 200 --bootstrap 100"
 	@echo "Open demo/report.html in a browser."
 
@@ -47,21 +57,24 @@ describe: $(VENV)/installed  ## DATA=...: what is in a prepared data set, with c
 	$(CXR) prepare --describe $(DATA)
 
 vae: $(VENV)/installed  ## stage 1: the autoencoder
-	$(FIT) $(VAE_FLAGS)
+	$(call fit,vae,vae) $(VAE_FLAGS)
 
 ddpm: $(VENV)/installed  ## stage 2: the DDPM on top of it
-	$(FIT) --model.init_args.autoencoder $(RUNS)/vae/product $(DDPM_FLAGS)
+	$(call fit,ddpm,ddpm) --model.init_args.autoencoder $(RUNS)/vae/product $(JUDGES) $(DDPM_FLAGS)
 
 moco: $(VENV)/installed  ## stage 3: the representation
-	$(FIT) $(MOCO_FLAGS)
+	$(call fit,moco,moco) $(MOCO_FLAGS)
+
+moco-held-out: $(VENV)/installed  ## another encoder, of another seed, that judges stage 4 without being in its loss
+	$(call fit,moco,moco_held_out) $(MOCO_FLAGS) --seed_everything 1
 
 finetune: $(VENV)/installed  ## stage 4: the DDPM with the representation loss
-	$(FIT) --model.init_args.generator $(RUNS)/ddpm/product \
+	$(call fit,finetune,finetune) --model.init_args.generator $(RUNS)/ddpm/product \
 		--model.init_args.encoder $(RUNS)/moco/product \
-		--generation.encoder $(RUNS)/moco/product $(FINETUNE_FLAGS)
+		$(or $(strip $(JUDGES)),--generation.encoder $(RUNS)/moco/product) $(FINETUNE_FLAGS)
 
 distill: $(VENV)/installed  ## optional, not in pipeline: the fine-tuned generator, made fast (1 to 4 steps)
-	$(FIT) --model.init_args.generator $(RUNS)/finetune/product $(DISTILL_FLAGS)
+	$(call fit,distill,distill) --model.init_args.generator $(RUNS)/finetune/product $(DISTILL_FLAGS)
 
 generate: $(VENV)/installed  ## the synthetic data set
 	$(CXR) generate --model $(RUNS)/finetune/product \
@@ -69,15 +82,17 @@ generate: $(VENV)/installed  ## the synthetic data set
 
 evaluate: $(VENV)/installed  ## fidelity, representation, condition, utility, privacy
 	$(CXR) evaluate --real $(DATA) --synthetic $(RUNS)/synthetic --out $(RUNS)/evaluation \
-		--generator $(RUNS)/finetune/product --encoder $(RUNS)/moco/product $(EVALUATE_FLAGS)
+		--generator $(RUNS)/finetune/product --encoder $(RUNS)/moco/product \
+		$(if $(HELD_OUT),--encoder_held_out $(HELD_OUT) --extractor encoder=$(HELD_OUT)) $(EVALUATE_FLAGS)
 
 report: $(VENV)/installed  ## one HTML page, Markdown and JSON
 	$(CXR) report --evaluation $(RUNS)/evaluation --out $(RUNS)/report.html
 
-pipeline:  ## all of it: DATA=prepared RUNS=folder SIZE=64 SCALE=gpu8
+pipeline:  ## all of it: DATA=prepared RUNS=folder SIZE=64 SCALE=gpu8; SCORES= is quicker and judges less
 	$(MAKE) vae
-	$(MAKE) ddpm
 	$(MAKE) moco
+	$(if $(SCORES),$(MAKE) moco-held-out)
+	$(MAKE) ddpm
 	$(MAKE) finetune
 	$(MAKE) generate
 	$(MAKE) evaluate

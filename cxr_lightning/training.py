@@ -1,4 +1,4 @@
-"""LightningCLI for the four stages: cxr fit, validate, test, predict."""
+"""LightningCLI for the five stages: cxr fit, validate, test, predict."""
 
 import warnings
 from collections.abc import Sequence
@@ -20,6 +20,7 @@ from cxr_lightning.callbacks.finite import FiniteLoss
 from cxr_lightning.callbacks.generation import GenerationMetrics
 from cxr_lightning.callbacks.goodhart import GoodhartStop
 from cxr_lightning.callbacks.logger import run_logger
+from cxr_lightning.callbacks.pace import Pace
 from cxr_lightning.callbacks.predictions import WritePredictions
 from cxr_lightning.callbacks.samples import SampleGrid
 from cxr_lightning.data.datamodule import CheXpertDataModule
@@ -28,7 +29,7 @@ from cxr_lightning.stages.base import Stage
 from cxr_lightning.stages.moco import MoCo
 from cxr_lightning.stages.precision import default_precision
 
-PLACES = ("root", "text_encoder", "resident")
+PLACES = ("root", "text_encoder", "resident", "probabilities")
 """Arguments of the data that say where it is and not what it is."""
 
 PRODUCTS = ("autoencoder", "encoder", "generator", "imagenet")
@@ -73,7 +74,9 @@ class CxrCLI(LightningCLI):
                 save_config_callback=SaveConfig,
                 save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
                 load_from_checkpoint_support=False,  # else a checkpoint overrides the user's values
-                trainer_defaults={"callbacks": [WritePredictions(), FiniteLoss(), *callbacks]},
+                trainer_defaults={
+                    "callbacks": [WritePredictions(), FiniteLoss(), Pace(), *callbacks]
+                },
                 parser_class=StageParser,
                 parser_kwargs={"prog": "cxr", **exact, **dict.fromkeys(cls.subcommands(), exact)},
                 args=args,

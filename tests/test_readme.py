@@ -75,3 +75,26 @@ def test_make_help_lists_every_target() -> None:
     assert targets is not None
     for target in targets.group(1).split():
         assert re.search(rf"^{target} ", listed, re.MULTILINE), target
+
+
+def test_make_judges_stages_by_the_encoders_that_are_there(tmp_path: Path) -> None:
+    def said(target: str, *settings: str) -> str:
+        command = ["make", "-n", target, f"RUNS={tmp_path}", *settings]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    assert "--generation" not in said("ddpm")
+    assert f"--generation.encoder {tmp_path}/moco/product" in said("finetune")
+    (tmp_path / "moco/product").mkdir(parents=True)
+    flags = f"--generation.extractor encoder --generation.weights {tmp_path}/moco/product"
+    assert flags in said("ddpm")
+    (tmp_path / "moco_held_out/product").mkdir(parents=True)
+    held_out = f"{tmp_path}/moco_held_out/product"
+    for target in ("ddpm", "finetune"):
+        assert f"--generation.weights {held_out}" in said(target)  # no loss has seen it
+        assert f"--generation.encoder_held_out {held_out}" in said(target)
+        assert "encoder_held_out" not in said(target, "SCORES=")
+    wanted = f"--encoder_held_out {held_out} --extractor encoder={held_out}"
+    assert wanted in said("evaluate")
+    assert "--seed_everything 1" in said("moco-held-out")
+    assert "moco-held-out" in said("pipeline")
+    assert "moco-held-out" not in said("pipeline", "SCORES=")

@@ -1,13 +1,11 @@
 """GenerationMetrics: FID and representation scores during validation."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
@@ -20,13 +18,11 @@ from cxr_lightning.errors import UserError
 from cxr_lightning.metrics.extractors import build_extractor
 from cxr_lightning.metrics.fid import frechet_distance
 from cxr_lightning.networks.frozen import eval_mode
+from cxr_lightning.ranges import check_range
 from cxr_lightning.stages.base import Stage
-from cxr_lightning.types import Batch
 
 HELD_OUT = "held_out_"
 """What the names of numbers by the held-out encoder begin with."""
-
-Make = Callable[[Batch], Float[Tensor, "b 1 h w"]]
 
 
 class GenerationMetrics(Callback):
@@ -46,9 +42,9 @@ class GenerationMetrics(Callback):
     so that no extractor's weights get into checkpoints.
 
     Args:
-        extractor: `inception`, `encoder`, `fixed` (a smoke test), or null for no FID.
-        weights: Weights of the extractor: a local file for `inception`, an encoder product for
-            `encoder`.
+        extractor: `inception`, `encoder`, `xrv`, `rad_dino`, `module`, `fixed` (a smoke test:
+            random features, whose distances mean nothing), or null for no FID.
+        weights: Weights of the extractor: an encoder product for `encoder`, else a local file.
         encoder: Encoder product for the representation score; null for none.
         encoder_held_out: Another encoder product, such as one of another seed; null for none.
         conditions: Health conditions that are scored by themselves too.
@@ -62,8 +58,8 @@ class GenerationMetrics(Callback):
         start: What was measured before the first step, without the stage's name.
 
     Raises:
-        UserError: If weights are missing, or the encoder is not held out; at the start, not after
-            an epoch.
+        UserError: If weights are missing, the encoder is not held out, or a number is out of its
+            range; at the start, not after an epoch.
     """
 
     def __init__(
@@ -78,6 +74,8 @@ class GenerationMetrics(Callback):
         every: int = 1,
         sampling: Sampling = Sampling(steps=20),
     ) -> None:
+        for name, value in (("count", count), ("batch_size", batch_size), ("every", every)):
+            check_range(f"generation.{name}", value, 1)
         self.extractor = None if extractor is None else build_extractor(extractor, weights)
         self.fid = None if self.extractor is None else frechet_distance(self.extractor)
         names = ["healthy", "pneumonia", "pleural_effusion"] if conditions is None else conditions

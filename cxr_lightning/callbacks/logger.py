@@ -1,11 +1,14 @@
 """Where a run is logged: Weights & Biases, or CSV files when it is off."""
 
 import os
+import uuid
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
 
@@ -18,13 +21,27 @@ def run_logger(save_dir: Path = Path("runs"), project: str = "cxr_lightning") ->
 
     Returns:
         W&B's logger, or a CSV logger writing `save_dir/csv/version_<n>/metrics.csv` if W&B is
-        disabled; a continued run gets the next n, so that nothing is overwritten.
+        disabled; a continued run gets the next n, so that nothing is overwritten. Online, a
+        continued run goes on in W&B's run; offline, where W&B cannot, it is one more.
     """
     save_dir = Path(save_dir)
     if os.environ.setdefault("WANDB_MODE", "offline") in ("disabled", "dryrun"):
         return CSVLogger(save_dir, name="csv")
     save_dir.mkdir(parents=True, exist_ok=True)  # W&B falls back to a temporary folder otherwise
-    return WandbLogger(project=project, name=save_dir.name, save_dir=save_dir)
+    known: dict[str, Any] = {}
+    if os.environ["WANDB_MODE"] == "online":
+        known = {"id": _run_id(save_dir), "resume": "allow"}
+    return WandbLogger(project=project, name=save_dir.name, save_dir=save_dir, **known)
+
+
+def _run_id(save_dir: Path) -> str:
+    """W&B's name of the run: that of an unfinished one in this folder, else a new one."""
+    file = save_dir / "wandb_id.txt"
+    if file.is_file() and (save_dir / "checkpoints" / "last.ckpt").is_file():
+        return file.read_text()
+    name = uuid.uuid4().hex[:8]
+    rank_zero_only(file.write_text)(name)  # on the process that logs
+    return name
 
 
 def log_picture(

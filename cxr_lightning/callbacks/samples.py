@@ -14,6 +14,7 @@ from cxr_lightning.data.transforms import to_image
 from cxr_lightning.data.vocabulary import parse_condition
 from cxr_lightning.diffusion.generator import Generator
 from cxr_lightning.diffusion.samplers import Sampling
+from cxr_lightning.ranges import check_range
 from cxr_lightning.stages.base import Stage
 from cxr_lightning.types import Batch
 
@@ -31,6 +32,9 @@ class SampleGrid(Callback):
         conditions: Health conditions, a row each.
         every: Draw at every so many-th validation of a training.
         sampling: Sampler, steps and guidance; reconstructions are made without guidance.
+
+    Raises:
+        UserError: If a number is out of its range, or a condition is unknown.
     """
 
     def __init__(
@@ -41,6 +45,8 @@ class SampleGrid(Callback):
         sampling: Sampling = Sampling(steps=20),
     ) -> None:
         names = ["healthy", "pneumonia", "pleural_effusion"] if conditions is None else conditions
+        check_range("samples.count", count, 1)
+        check_range("samples.every", every, 1)
         self.conditions = [parse_condition(name) for name in names]
         self.count = count
         self.every = every

@@ -25,6 +25,7 @@ from cxr_lightning.data.prepared import PreparedDataset, open_prepared, read_fai
 from cxr_lightning.data.sheet import contact_sheet
 from cxr_lightning.data.vocabulary import HealthCondition, parse_conditions
 from cxr_lightning.errors import UserError
+from cxr_lightning.ranges import check_range
 
 COMMON_SIZES = 5
 COLUMNS = 8
@@ -54,8 +55,7 @@ def describe(
     Raises:
         UserError: If there is no prepared data set, or `out` cannot be written.
     """
-    if per_condition < 1:
-        raise UserError(f"per_condition: {per_condition} images make no sheet; give 1 or more.")
+    check_range("per_condition", per_condition, 1)
     asked = parse_conditions(conditions) if conditions else []
     described = [*DESCRIBED, *(c for c in asked if c not in DESCRIBED)]
     prepared = open_prepared(describe, "describe")

@@ -90,7 +90,8 @@ def edit(
     it is. The noise of the diffusion is that of the image.
 
     Args:
-        model: Product of stage 2 or 4: its folder, or its name on the Hugging Face Hub (org/name).
+        model: Product of stage 2, 4 or 5: its folder, or its name on the Hugging Face Hub
+            (org/name).
         data: Prepared data set, whose training images give the direction.
         finding: An observation, such as pneumonia.
         out: The sheet, a PNG file; must not exist.

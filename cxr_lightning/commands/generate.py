@@ -78,7 +78,7 @@ def generate(
     Args:
         model: Product of stage 2, 4 or 5: its folder, or its name on the Hugging Face Hub
             (org/name).
-        out: Folder to write; must not exist.
+        out: Folder to write: absent, or of this very request, unfinished or done.
         condition: Health conditions, separated by commas; several findings in one image are joined
             by a plus sign, as in pneumonia+pleural_effusion. Default, without prompt and like:
             healthy,pneumonia,pleural_effusion.

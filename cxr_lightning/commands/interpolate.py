@@ -51,7 +51,8 @@ def interpolate(
     makes of them. Between two conditions the denoiser's estimates for both are mixed.
 
     Args:
-        model: Product of stage 2 or 4: its folder, or its name on the Hugging Face Hub (org/name).
+        model: Product of stage 2, 4 or 5: its folder, or its name on the Hugging Face Hub
+            (org/name).
         out: The sheet, a PNG file; must not exist.
         condition: Health condition of all images, or two separated by a comma: that of the left and
             of the right end. By default nothing is stated.

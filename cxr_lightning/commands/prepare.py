@@ -67,7 +67,7 @@ def prepare(
         root: Folder of the data set. medmnist: holds `<flag>.npz`, or receives it. phantom:
             receives the simulated data set if it is empty or absent. mixture: holds the prepared
             data sets as sub-folders.
-        out: Folder to write; must be absent or empty.
+        out: Folder to write: absent, empty, or of this very request, unfinished or done.
         size: Side of the square images, in pixels.
         workers: Processes that read images; default: one a core.
         views: `frontal` leaves out lateral views; `all` keeps them, for an encoder or an

@@ -18,6 +18,8 @@ from cxr_lightning.data.sampler import Batches, BatchSampler, ResumableLoader
 from cxr_lightning.data.text_encoder import TextEncoder, report_embeddings
 from cxr_lightning.data.transforms import to_model
 from cxr_lightning.errors import UserError
+from cxr_lightning.files import sha256_file
+from cxr_lightning.ranges import check_range
 from cxr_lightning.types import Batch, Condition
 
 Split = Literal["train", "valid", "test"]
@@ -92,11 +94,8 @@ class CheXpertDataModule(LightningDataModule):
                 f"of {self.prepared.size} pixels; set it to {self.prepared.size} or prepare again "
                 f"with --size {self.image_size}."
             )
-        if self.batch_size < 1 or self.seed < 0:
-            raise UserError(
-                f"data.batch_size, data.seed: {self.batch_size} images and seed {self.seed} are "
-                "not possible; use at least 1 and at least 0."
-            )
+        check_range("data.batch_size", self.batch_size, 1)
+        check_range("data.seed", self.seed, 0)
         if self.batch_size % self._world_size:
             raise UserError(
                 f"data.batch_size: {self.batch_size} does not divide among {self._world_size} "
@@ -122,7 +121,10 @@ class CheXpertDataModule(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Hashes of images and labels, for the checkpoint."""
-        return {"images": self.prepared.sha256, "labels": self.prepared.labels_sha256}
+        hashes = {"images": self.prepared.sha256, "labels": self.prepared.labels_sha256}
+        if self.probabilities is not None:
+            hashes["probabilities"] = sha256_file(self.probabilities)
+        return hashes
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Refuses to continue a training on other images or labels.

@@ -37,6 +37,7 @@ from cxr_lightning.errors import UserError
 from cxr_lightning.hub import find_product
 from cxr_lightning.networks.autoencoder import Autoencoder
 from cxr_lightning.networks.unet import Denoiser
+from cxr_lightning.ranges import check_range
 from cxr_lightning.types import Condition
 
 
@@ -239,8 +240,7 @@ class Generator(nn.Module):
             ("seed", seed, 0),
             ("first", first, 0),
         ):
-            if number < least:
-                raise UserError(f"{argument}: {number} is not possible; give {least} or more.")
+            check_range(argument, number, least)
         sampling = self.choose_sampling(
             sampler,
             steps,

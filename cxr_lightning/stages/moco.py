@@ -119,7 +119,7 @@ class MoCo(Stage):
         *,
         imagenet: Path | None = None,
         temperature: float = 0.2,
-        momentum: float = 0.99,
+        momentum: float = 0.999,
         queue_size: int = 16384,
         positives: Positives = "image",
         bn: Literal["grouped", "eval"] = "grouped",

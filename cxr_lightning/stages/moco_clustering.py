@@ -42,8 +42,8 @@ class Clustering:
     form: Form = "prototype"
     temperature: float = 0.2
     momentum: float = 0.99
-    warmup_steps: int = 1000
-    ramp_steps: int = 1000
+    warmup_steps: int = 2000
+    ramp_steps: int = 2000
     minority: bool = False
 
     def __post_init__(self) -> None:

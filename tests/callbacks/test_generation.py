@@ -244,3 +244,9 @@ def test_the_encoder_of_the_loss_is_no_held_out_one(products, datamodule, quiet_
 def test_missing_weights_are_refused_at_once():
     with pytest.raises(UserError):
         GenerationMetrics(extractor="encoder")
+
+
+@pytest.mark.parametrize("name", ["count", "batch_size", "every"])
+def test_numbers_that_are_not_possible(name):
+    with pytest.raises(UserError, match=rf"^generation\.{name}: 0 is not possible; use 1 or more"):
+        GenerationMetrics(**{name: 0})

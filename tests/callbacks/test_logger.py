@@ -46,3 +46,15 @@ def test_a_picture_goes_to_wandb_where_that_runs(tmp_path: Path, monkeypatch):
     loggers = [WandbLogger(save_dir=tmp_path), CSVLogger(tmp_path)]
     log_picture(loggers, tmp_path, "a/b", np.zeros((2, 2), dtype=np.uint8), 7)
     assert [(s["key"], s["step"], len(s["images"])) for s in shown] == [("a/b", 7, 1)]
+
+
+def test_a_continued_run_goes_on_in_the_same_run_online(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "online")
+    first, other = (run_logger(tmp_path)._wandb_init for _ in range(2))
+    assert first["id"] != other["id"]  # nothing there to go on from
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/last.ckpt").touch()
+    again = run_logger(tmp_path)._wandb_init
+    assert (again["id"], again["resume"]) == (other["id"], "allow")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert run_logger(tmp_path)._wandb_init["id"] is None

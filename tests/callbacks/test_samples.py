@@ -73,3 +73,9 @@ def test_sanity_check_draws_nothing(datamodule, quiet_trainer, tmp_path):
 def test_an_unknown_condition_is_refused_at_once():
     with pytest.raises(UserError, match="'flu'"):
         SampleGrid(conditions=["flu"])
+
+
+@pytest.mark.parametrize("name", ["count", "every"])
+def test_numbers_that_are_not_possible(name):
+    with pytest.raises(UserError, match=rf"^samples\.{name}: 0 is not possible; use 1 or more"):
+        SampleGrid(**{name: 0})

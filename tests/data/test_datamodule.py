@@ -1,13 +1,18 @@
 """The data module on a tiny prepared data set."""
 
+from typing import Any
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from cxr_lightning.data.datamodule import CheXpertDataModule
+from cxr_lightning.data.prepared import open_prepared
 from cxr_lightning.data.transforms import to_model
 from cxr_lightning.errors import UserError
 from cxr_lightning.stages.vae import VAE
+from cxr_lightning.types import OBSERVATIONS
 
 
 def test_splits_partition_the_table(datamodule):
@@ -174,7 +179,8 @@ def test_training_is_the_same_bit_for_bit(prepared, quiet_trainer, resident):
 
 @pytest.mark.parametrize("changes", [{"batch_size": 0}, {"batch_size": -2}, {"seed": -1}])
 def test_numbers_that_are_not_possible(prepared, changes):
-    with pytest.raises(UserError, match=r"^data\.batch_size, data\.seed: "):
+    (name,) = changes
+    with pytest.raises(UserError, match=rf"^data\.{name}: {changes[name]} is not possible"):
         CheXpertDataModule(prepared, image_size=32, **{"batch_size": 4, **changes}).setup()
 
 
@@ -188,3 +194,21 @@ def test_each_command_needs_its_own_splits(prepared, monkeypatch):
     monkeypatch.setattr(CheXpertDataModule, "_world_size", 50)
     with pytest.raises(UserError, match=r"the valid split .* needs at least 50"):
         module.setup("test")
+
+
+def test_other_probabilities_are_other_labels(prepared, tmp_path):
+    """A run is not continued with them, though it is where the same file lies elsewhere."""
+    paths = open_prepared(prepared).table["Path"]
+
+    def state(name: str, value: float) -> dict[str, Any]:
+        table = pd.DataFrame({"Path": paths} | dict.fromkeys(OBSERVATIONS, value))
+        table.to_csv(tmp_path / name, index=False)
+        module = CheXpertDataModule(prepared, 4, 32, probabilities=tmp_path / name)
+        module.setup()
+        return module.state_dict()
+
+    plain = CheXpertDataModule(prepared, 4, 32)
+    plain.setup()
+    assert state("a.csv", 0.5) == state("b.csv", 0.5)
+    assert state("a.csv", 0.25) != state("b.csv", 0.5)
+    assert set(plain.state_dict()) == {"images", "labels"}

@@ -168,7 +168,7 @@ def test_guidance_without_condition_dropout_is_refused(with_facts):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"count": 0}, "^count: 0 is not possible; give 1 or more"),
+        ({"count": 0}, "^count: 0 is not possible; use 1 or more"),
         ({"batch_size": 0}, "^batch_size: 0 "),
         ({"seed": -1}, "^seed: -1 "),
         ({"first": -1}, "^first: -1 "),
