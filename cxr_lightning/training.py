@@ -22,6 +22,7 @@ from cxr_lightning.callbacks.goodhart import GoodhartStop
 from cxr_lightning.callbacks.logger import run_logger
 from cxr_lightning.callbacks.pace import Pace
 from cxr_lightning.callbacks.predictions import WritePredictions
+from cxr_lightning.callbacks.preemption import Preemption
 from cxr_lightning.callbacks.samples import SampleGrid
 from cxr_lightning.data.datamodule import CheXpertDataModule
 from cxr_lightning.errors import UserError
@@ -74,9 +75,7 @@ class CxrCLI(LightningCLI):
                 save_config_callback=SaveConfig,
                 save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
                 load_from_checkpoint_support=False,  # else a checkpoint overrides the user's values
-                trainer_defaults={
-                    "callbacks": [WritePredictions(), FiniteLoss(), Pace(), *callbacks]
-                },
+                trainer_defaults={"callbacks": [*in_every_run(), *callbacks]},
                 parser_class=StageParser,
                 parser_kwargs={"prog": "cxr", **exact, **dict.fromkeys(cls.subcommands(), exact)},
                 args=args,
@@ -163,6 +162,11 @@ class CxrCLI(LightningCLI):
                 "ckpt_path: null was given, so these numbers are of networks before training; name "
                 f"a checkpoint with --ckpt_path {last}."
             )
+
+
+def in_every_run() -> list[Callback]:
+    """Callbacks that have no settings."""
+    return [WritePredictions(), FiniteLoss(), Pace(), Preemption()]
 
 
 class SaveConfig(SaveConfigCallback):

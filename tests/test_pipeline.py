@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 from processes import run_main
@@ -440,6 +441,40 @@ def test_killed_within_an_epoch_it_goes_on_with_any_number_of_processes(
             np.testing.assert_array_equal(again[name], weights, err_msg=name)
         else:  # the same sums in another order
             np.testing.assert_allclose(again[name], weights, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_asked_to_end_it_saves_its_step_and_goes_on(
+    prepared: Path, tmp_path: Path, processes: int
+) -> None:
+    from safetensors.numpy import load_file
+
+    ranks = ["--trainer.devices=2", "--trainer.strategy=ddp"] if processes == 2 else []
+
+    def args(run: str) -> list[str]:
+        return [
+            *fit_args("vae", prepared, tmp_path),
+            "--trainer.max_steps=9",
+            "--trainer.val_check_interval=3",
+            "--trainer.log_every_n_steps=4",  # several processes look then
+            "--checkpoint.every_n_train_steps=100",
+            PLAIN_SGD,
+            f"--trainer.default_root_dir={tmp_path / run}",
+            *ranks,
+        ]
+
+    term = ["--trainer.callbacks+=killer.KillAt", "--trainer.callbacks.step=4"]
+    term += [f"--trainer.callbacks.signum={int(signal.SIGTERM)}", "--trainer.callbacks.rank=0"]
+    run_cxr(*args("whole"))
+    run_cxr(*args("asked"), *term, returncode=128 + signal.SIGTERM)
+    state = torch.load(tmp_path / "asked/checkpoints/last.ckpt", weights_only=True)
+    assert state["global_step"] == 4
+    run_cxr(*args("asked"))
+    whole = load_file(tmp_path / "whole/product/model.safetensors")
+    again = load_file(tmp_path / "asked/product/model.safetensors")
+    for name, weights in whole.items():
+        np.testing.assert_array_equal(again[name], weights, err_msg=name)
 
 
 @pytest.mark.slow

@@ -26,6 +26,11 @@ class Checkpoint(ModelCheckpoint):
         super().on_train_batch_end(trainer, pl_module, None, None, 0)
         super().on_validation_end(trainer, pl_module)
 
+    def save_now(self, trainer: Trainer) -> None:
+        """Writes `last.ckpt` as the run is now, on every process."""
+        if self._last_global_step_saved != trainer.global_step:
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
 
 def validation_follows(trainer: Trainer) -> bool:
     """Whether Lightning validates after the training batch that has just ended."""

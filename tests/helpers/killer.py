@@ -1,4 +1,4 @@
-"""A training that dies at a given step, as by a power cut."""
+"""A training that dies at a given step, as by a power cut or a scheduler."""
 
 import os
 import signal
@@ -12,12 +12,18 @@ class KillAt(Callback):
 
     Args:
         step: After this many optimizer steps.
+        signum: By this signal.
+        rank: Of the process, among several.
     """
 
-    def __init__(self, step: int) -> None:
+    def __init__(
+        self, step: int, signum: int = int(signal.SIGKILL), rank: int | None = None
+    ) -> None:
         self.step = step
+        self.signum = signum
+        self.rank = rank
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Sends SIGKILL at the step."""
-        if trainer.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
+        """Sends the signal at the step."""
+        if trainer.global_step == self.step and self.rank in (None, trainer.global_rank):
+            os.kill(os.getpid(), self.signum)
