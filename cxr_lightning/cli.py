@@ -36,6 +36,17 @@ VARIANTS = {
 }
 """Options that turn a command into another one, in the module of that name."""
 
+BENCHMARK_USAGE = """\
+usage: cxr benchmark --config configs/ddpm.yaml --data.root PREPARED [options of cxr fit]
+       cxr benchmark --ladder [RUNG ...] --config configs/ddpm.yaml --data.root PREPARED [...]
+       cxr benchmark --data PREPARED [--files ORIGINALS]     see cxr benchmark --data --help
+       cxr benchmark --peers [diffusers monai]               see cxr benchmark --peers --help
+
+The first times training steps of a stage: images a second, MFU, waiting for data, memory, as JSON.
+--ladder does so with one setting after the other that makes a GPU faster: fp32, mixed,
+cudnn_benchmark, compile, channels_last, max_autotune. --data times the loader and cxr prepare,
+--peers our training step beside those of diffusers and MONAI."""
+
 
 def main(args: list[str] | None = None) -> None:
     """Runs one command; mistakes of the user end with one sentence and exit code 2."""
@@ -99,6 +110,8 @@ def run(args: list[str]) -> None:
         from cxr_lightning.training import CxrCLI
 
         CxrCLI.run(None if args == sys.argv[1:] else args)
+    elif name in ("benchmark", "benchmark_ladder") and {"-h", "--help"} & {*args}:
+        print(BENCHMARK_USAGE)
     elif name in ("benchmark", "benchmark_ladder"):
         from cxr_lightning import benchmark
 

@@ -5,7 +5,7 @@ import math
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
@@ -26,6 +26,20 @@ def usable_cores() -> int:
 
 ZEROS = 2**20
 """Bytes written at a time to take place on the disk."""
+
+
+def check_there(paths: Mapping[str, Path | str | None]) -> None:
+    """Names all inputs that are missing, where there are several: one is told by who opens it.
+
+    Args:
+        paths: Path of each argument, or None where it was not given.
+
+    Raises:
+        UserError: If two or more are not there.
+    """
+    missing = [f"{name} {path}" for name, path in paths.items() if path and not Path(path).exists()]
+    if len(missing) > 1:
+        raise UserError(f"{', '.join(missing)}: none of these is there; give paths that are.")
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from cxr_lightning.callbacks.preemption import Preemption
 from cxr_lightning.callbacks.samples import SampleGrid
 from cxr_lightning.data.datamodule import CheXpertDataModule
 from cxr_lightning.errors import UserError
+from cxr_lightning.files import check_there
 from cxr_lightning.stages.base import Stage
 from cxr_lightning.stages.moco import MoCo
 from cxr_lightning.stages.precision import default_precision
@@ -100,9 +101,11 @@ class CxrCLI(LightningCLI):
         """Fills in the precision where none is asked for, and warns of one that is slow here.
 
         Raises:
-            UserError: If a GPU is asked for where there is none.
+            UserError: If a GPU is asked for where there is none, or several inputs are missing.
         """
-        trainer = self.config[self.config["subcommand"]]["trainer"]
+        config = self.config[self.config["subcommand"]]
+        check_there(input_paths(config))
+        trainer = config["trainer"]
         if trainer["accelerator"] == "gpu" and not torch.accelerator.is_available():
             raise UserError(
                 "trainer.accelerator: gpu was asked for and there is no GPU here; use --config "
@@ -162,6 +165,21 @@ class CxrCLI(LightningCLI):
                 "ckpt_path: null was given, so these numbers are of networks before training; name "
                 f"a checkpoint with --ckpt_path {last}."
             )
+
+
+def input_paths(config: Any) -> dict[str, Any]:
+    """The files and folders that a configuration of a stage names, by argument."""
+    arguments = config["model"].get("init_args") or {}
+    groups = {
+        "data": (config["data"], ("root", "text_encoder", "probabilities")),
+        "model": (arguments, PRODUCTS),
+        "generation": (config["generation"], ("weights", "encoder", "encoder_held_out")),
+    }
+    return {
+        f"{group}.{name}": values.get(name)
+        for group, (values, names) in groups.items()
+        for name in names
+    }
 
 
 def in_every_run() -> list[Callback]:

@@ -349,3 +349,25 @@ def test_a_cosine_without_a_last_step_is_one_sentence(
         )
     assert stop.value.code == 2
     assert "error: trainer.max_steps: the learning rate falls" in capsys.readouterr().err
+
+
+def test_all_missing_inputs_of_a_stage_are_named_at_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    folder = f"--trainer.default_root_dir={tmp_path / 'run'}"
+    config = [f"--config={CONFIGS}/finetune.yaml", f"--config={CONFIGS}/scale/cpu.yaml"]
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", *config, f"--data.root={tmp_path}/data", folder])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    for name in ("data.root", "model.generator", "model.encoder", "generation.encoder"):
+        assert f"{name} " in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_of_benchmark_names_its_variants_and_rungs(capsys):
+    from cxr_lightning.benchmark import RUNGS
+
+    main(["benchmark", "--help"])
+    said = capsys.readouterr().out
+    for name in ("--ladder", "--data", "--peers", *RUNGS):
+        assert name in said

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cxr_lightning.errors import UserError
-from cxr_lightning.files import atomic_folder, create_array, sha256_file, write_whole
+from cxr_lightning.files import atomic_folder, check_there, create_array, sha256_file, write_whole
 
 
 def test_folder_appears_at_the_end_with_its_parents(tmp_path: Path):
@@ -145,3 +145,11 @@ def test_an_array_without_room_leaves_no_file(tmp_path: Path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_several_missing_inputs_are_named_at_once(tmp_path: Path):
+    check_there({"real": tmp_path, "encoder": tmp_path / "a", "classifier": None})
+    with pytest.raises(UserError) as error:
+        check_there({"real": tmp_path, "encoder": tmp_path / "a", "generator": str(tmp_path / "b")})
+    names = f"encoder {tmp_path}/a, generator {tmp_path}/b"
+    assert str(error.value) == f"{names}: none of these is there; give paths that are."

@@ -34,6 +34,7 @@ from cxr_lightning.evaluation.representation import representation
 from cxr_lightning.evaluation.synthetic import SyntheticSet, read_synthetic
 from cxr_lightning.evaluation.utility import utility
 from cxr_lightning.evaluation.work import Work
+from cxr_lightning.files import check_there
 from cxr_lightning.metrics.bootstrap import LEAST_DRAWS
 from cxr_lightning.metrics.extractors import build_extractors
 from cxr_lightning.networks.encoder import Encoder
@@ -137,22 +138,22 @@ def evaluate(
     )
     chosen_axes = _check_axes(axes or list(AXES))
     _check_settings(settings)
+    given: dict[str, Path | None] = {
+        "real": real,
+        "synthetic": synthetic,
+        "encoder": encoder,
+        "encoder_held_out": encoder_held_out,
+        "generator": generator,
+        "classifier": classifier,
+        "reidentification": reidentification,
+    }
+    check_there(given)
     check_places(real, synthetic, out)
     prepared = open_prepared(real, "real")
     maker = find_maker(synthetic, prepared.size)
     if generator is None and encoder is not None and "representation" in chosen_axes:
         generator = maker
-    check_inputs_stay(
-        out,
-        real=real,
-        synthetic=synthetic,
-        encoder=encoder,
-        encoder_held_out=encoder_held_out,
-        generator=generator,
-        classifier=classifier,
-        reidentification=reidentification,
-        cache=cache,
-    )
+    check_inputs_stay(out, given | {"generator": generator, "cache": cache})
     check_networks(classifier, reidentification)
     identities = check_products(encoder, encoder_held_out, generator, maker)
     loaded = load_generator(generator, prepared.size) if generator else None

@@ -1,6 +1,7 @@
 """What is checked before an evaluation begins: places, products and networks that were given."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -32,7 +33,7 @@ def check_places(real: Path, synthetic: Path, out: Path) -> None:
             )
 
 
-def check_inputs_stay(out: Path, **inputs: Path | None) -> None:
+def check_inputs_stay(out: Path, inputs: Mapping[str, Path | None]) -> None:
     """Refuses inputs within the folder that is replaced when the evaluation is finished."""
     for name, path in inputs.items():
         if path is not None and out.resolve() in (path.resolve(), *path.resolve().parents):
