@@ -39,13 +39,14 @@ VARIANTS = {
 BENCHMARK_USAGE = """\
 usage: cxr benchmark --config configs/ddpm.yaml --data.root PREPARED [options of cxr fit]
        cxr benchmark --ladder [RUNG ...] --config configs/ddpm.yaml --data.root PREPARED [...]
-       cxr benchmark --data PREPARED [--files ORIGINALS]     see cxr benchmark --data --help
-       cxr benchmark --peers [diffusers monai]               see cxr benchmark --peers --help
+       cxr benchmark --data PREPARED [--files ORIGINALS] [...]
+       cxr benchmark --peers [diffusers monai] [...]
 
 The first times training steps of a stage: images a second, MFU, waiting for data, memory, as JSON.
 --ladder does so with one setting after the other that makes a GPU faster: fp32, mixed,
 cudnn_benchmark, compile, channels_last, max_autotune. --data times the loader and cxr prepare,
---peers our training step beside those of diffusers and MONAI."""
+--peers our training step beside those of diffusers and MONAI; --help behind these
+shows their options."""
 
 
 def main(args: list[str] | None = None) -> None:
