@@ -1,6 +1,8 @@
 """Imports go one way."""
 
 import ast
+import re
+import tomllib
 from pathlib import Path
 
 import cxr_lightning
@@ -32,8 +34,13 @@ LIGHTNING_BELOW_STAGES = {"data/datamodule.py"}
 
 def modules_of(path: Path) -> set[str]:
     """Dotted names that a file imports."""
+    return imported(ast.parse(path.read_text()))
+
+
+def imported(part: ast.AST) -> set[str]:
+    """Dotted names that a part of a file imports."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(part):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -77,3 +84,27 @@ def test_only_one_lightning_namespace_and_wandb_in_callbacks_alone() -> None:
         tops = {name.split(".")[0] for name in modules_of(path)}
         assert "pytorch_lightning" not in tops, path
         assert "wandb" not in tops or part_of(path) == "callbacks", path
+
+
+def test_extras_are_imported_where_they_are_used() -> None:
+    """So that the package works without them."""
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["project"]
+    needed = {name_of(requirement) for requirement in project["dependencies"]}
+    extras = {
+        name_of(requirement)
+        for extra, requirements in project["optional-dependencies"].items()
+        for requirement in requirements
+        if extra != "dev"
+    }
+    assert {"pydicom", "transformers", "diffusers"} <= extras - needed
+    for path in ROOT.rglob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            at_once = not isinstance(node, ast.FunctionDef | ast.ClassDef)
+            names = {name.split(".")[0] for name in imported(node)} if at_once else set()
+            assert not names & (extras - needed), path
+
+
+def name_of(requirement: str) -> str:
+    found = re.match(r"[\w.-]+", requirement)
+    assert found is not None
+    return found[0].replace("-", "_")
