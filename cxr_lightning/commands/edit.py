@@ -15,7 +15,6 @@ from torch import Tensor
 from cxr_lightning.commands.sampling import (
     USUAL,
     SamplingOptions,
-    batches,
     draw_all,
     open_generator,
     read_conditions,
@@ -27,6 +26,7 @@ from cxr_lightning.data.policies import LabelPolicy
 from cxr_lightning.data.prepared import PreparedDataset, open_prepared
 from cxr_lightning.data.transforms import to_model
 from cxr_lightning.data.vocabulary import find_observation, state_finding
+from cxr_lightning.diffusion.batches import padded_batches
 from cxr_lightning.diffusion.cautions import FEW
 from cxr_lightning.diffusion.direction import condition_direction
 from cxr_lightning.diffusion.generator import Generator
@@ -235,9 +235,9 @@ def _encode(
     """Latent codes of rows of a prepared data set, on the CPU."""
     codes = []
     with progress_bar(total=len(rows), unit="image", desc="encode") as bar:
-        for part in batches(rows.tolist(), batch_size):
-            image = to_model(torch.from_numpy(prepared.images[part]).unsqueeze(1))
-            codes.append(generator.encode(image.to(generator.device)).cpu())
+        for part, padded in padded_batches(rows.tolist(), batch_size):
+            image = to_model(torch.from_numpy(prepared.images[padded]).unsqueeze(1))
+            codes.append(generator.encode(image.to(generator.device))[: len(part)].cpu())
             bar.update(len(part))
     return torch.cat(codes)
 

@@ -1,7 +1,7 @@
 """What the commands share that draw images from a generator."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cxr_lightning.data.prompt import UNFOLLOWED, Prompt, parse_prompt
 from cxr_lightning.data.vocabulary import parse_conditions
+from cxr_lightning.diffusion.batches import padded_batches
 from cxr_lightning.diffusion.cautions import rarely_seen
 from cxr_lightning.diffusion.generator import Generator
 from cxr_lightning.diffusion.samplers import SamplerName, Sampling, SamplingPrecision
@@ -124,20 +125,14 @@ def warn_of_unseen(condition: Condition, generator: Generator) -> None:
         print(f"warning: {caution}", file=sys.stderr)
 
 
-def batches(items: list[T], size: int) -> Iterator[list[T]]:
-    """The items in order, so many at once."""
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
-
-
 def draw_all(
     draw: Callable[[list[T]], Float[Tensor, "b 1 h w"]], tiles: list[T], batch_size: int
 ) -> Float[Tensor, "n 1 h w"]:
-    """An image of each of `tiles`, on the CPU, batch by batch."""
+    """An image of each of `tiles`, on the CPU, batch by batch of one shape."""
     drawn = []
     with progress_bar(total=len(tiles), unit="image") as bar:
-        for part in batches(tiles, batch_size):
-            drawn.append(draw(part).cpu())
+        for part, padded in padded_batches(tiles, batch_size):
+            drawn.append(draw(padded)[: len(part)].cpu())
             bar.update(len(part))
     return torch.cat(drawn)
 

@@ -1,9 +1,12 @@
 """Batches of one shape: how many images are made at once must not change their rounding."""
 
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
-def padded_batches(items: Sequence[int], width: int) -> Iterator[tuple[list[int], list[int]]]:
+def padded_batches(items: Sequence[T], width: int) -> Iterator[tuple[list[T], list[T]]]:
     """Cuts a sequence into batches, the last one filled up with its last item.
 
     Kernels for one image and for several add in another order. So that an image comes out the same
