@@ -29,7 +29,7 @@ JUDGES   = $(if $(SCORES),$(if $(ENCODER),--generation.encoder $(ENCODER) \
            $(if $(HELD_OUT),--generation.encoder_held_out $(HELD_OUT)))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint type prepare describe vae ddpm moco moco-held-out finetune distill generate evaluate report pipeline benchmark benchmark-data benchmark-peers gpu-check clean
+.PHONY: help demo test lint type prepare describe vae ddpm moco moco-held-out finetune distill generate serve evaluate report pipeline benchmark benchmark-data benchmark-peers gpu-check clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -79,6 +79,10 @@ distill: $(VENV)/installed  ## optional, not in pipeline: the fine-tuned generat
 generate: $(VENV)/installed  ## the synthetic data set
 	$(CXR) generate --model $(RUNS)/finetune/product \
 		--out $(RUNS)/synthetic --condition $(CONDITIONS) --count $(COUNT) $(GENERATE_FLAGS)
+
+serve: $(VENV)/installed  ## the fine-tuned generator over HTTP, on this machine: SERVE_FLAGS="--port 8080"
+	$(VENV)/bin/python -m pip install --quiet --editable '.[serve]'
+	$(CXR) serve --model $(RUNS)/finetune/product $(SERVE_FLAGS)
 
 evaluate: $(VENV)/installed  ## fidelity, representation, condition, utility, privacy
 	$(CXR) evaluate --real $(DATA) --synthetic $(RUNS)/synthetic --out $(RUNS)/evaluation \

@@ -24,6 +24,7 @@ COMMANDS = {
     "edit": "a sheet of images with less and more of a finding",
     "evaluate": "measure a synthetic data set against a real one",
     "report": "turn evaluations into one HTML page, Markdown and JSON",
+    "serve": "answer requests for images over HTTP, from a generator product",
     "push": "put a product with its card on the Hugging Face Hub",
     "benchmark": "speed of a training step (arguments of fit), --ladder; of --data; beside --peers",
 }

@@ -29,6 +29,7 @@ LAYERS = [
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 SEPARATE = {("data", "networks"), ("networks", "data")}
+OF_AN_EXTRA = {"commands/endpoint.py"}  # imported where it is used itself
 LIGHTNING_BELOW_STAGES = {"data/datamodule.py"}
 
 
@@ -101,7 +102,8 @@ def test_extras_are_imported_where_they_are_used() -> None:
         for node in ast.parse(path.read_text()).body:
             at_once = not isinstance(node, ast.FunctionDef | ast.ClassDef)
             names = {name.split(".")[0] for name in imported(node)} if at_once else set()
-            assert not names & (extras - needed), path
+            of_an_extra = str(path.relative_to(ROOT)) in OF_AN_EXTRA
+            assert of_an_extra or not names & (extras - needed), path
 
 
 def name_of(requirement: str) -> str:
