@@ -7,11 +7,12 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from io import TextIOWrapper
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Shaped
 from numpy.lib.format import open_memmap
 
 from cxr_lightning.errors import UserError
@@ -86,16 +87,16 @@ def replace_folder(new: Path, folder: Path, keep: Callable[[str], bool] | None =
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def write_whole(file: Path, content: bytes, place: Path) -> None:
+def write_whole(file: Path, content: bytes, place: Path | None = None) -> None:
     """Writes a file that is either whole or absent, and the folders above it.
 
     Args:
         file: The file; an earlier one is replaced at once.
         content: Its bytes.
-        place: Folder on the same disk for the file while it is written. If it is gone, nothing is
-            written.
+        place: Folder on the same disk for the file while it is written; by default the one that it
+            goes to. If it is gone, nothing is written.
     """
-    temporary = place / f"{uuid.uuid4().hex}.partial"
+    temporary = (place or file.parent) / f"{uuid.uuid4().hex}.partial"
     try:
         temporary.write_bytes(content)
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -103,6 +104,13 @@ def write_whole(file: Path, content: bytes, place: Path) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def array_bytes(array: Shaped[np.ndarray, "..."]) -> bytes:
+    """The content of a .npy file."""
+    stream = BytesIO()
+    np.save(stream, array, allow_pickle=False)
+    return stream.getvalue()
 
 
 @contextmanager

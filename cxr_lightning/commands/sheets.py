@@ -3,6 +3,7 @@
 import json
 import tempfile
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from cxr_lightning.data.sheet import contact_sheet
 from cxr_lightning.data.transforms import to_image, to_model
 from cxr_lightning.data.writers.png import synthetic_note
 from cxr_lightning.errors import UserError
-from cxr_lightning.files import atomic_folder
+from cxr_lightning.files import atomic_folder, write_whole
 
 FORMAT = 1
 CONTENTS = "images.json"
@@ -111,7 +112,7 @@ def write_sheet(
 
 def write_png(path: Path, pixels: UInt8[np.ndarray, "h w"], note: PngInfo) -> None:
     """Writes a picture that is either whole or absent."""
+    stream = BytesIO()
+    Image.fromarray(pixels).save(stream, format="PNG", pnginfo=note)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".partial")
-    Image.fromarray(pixels).save(temporary, format="PNG", pnginfo=note)
-    temporary.rename(path)
+    write_whole(path, stream.getvalue())

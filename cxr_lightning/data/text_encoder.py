@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cxr_lightning.data.prepared import PreparedDataset
 from cxr_lightning.errors import UserError
-from cxr_lightning.files import sha256_file
+from cxr_lightning.files import array_bytes, sha256_file, write_whole
 
 INSTALL = "pip install 'cxr_lightning[text]'"
 BATCH_SIZE = 64
@@ -114,10 +114,7 @@ def report_embeddings(prepared: PreparedDataset, encoder: TextEncoder) -> Float3
     else:
         with FileLock(file.with_suffix(".lock")):  # one of several processes makes it
             if not file.is_file():
-                partial = file.with_suffix(".partial")
-                with partial.open("wb") as stream:
-                    np.save(stream, _embed_distinct(reports, encoder).numpy())
-                partial.replace(file)
+                write_whole(file, array_bytes(_embed_distinct(reports, encoder).numpy()))
     return torch.from_numpy(np.load(file, allow_pickle=False))
 
 

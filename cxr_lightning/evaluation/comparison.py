@@ -251,10 +251,7 @@ class Comparison:
         if self.chosen or CANNOT_JUDGE in (about.get("warning") or ""):
             better = None
         if real is not None and np.isfinite(real[0]):
-            value = float(real[0])
-            floor = Floor(
-                value, *(draws_interval(real, of_real) or (value, value)), meaning=meaning
-            )
+            floor = Floor.around(float(real[0]), draws_interval(real, of_real), meaning)
         return Record(
             "condition",
             metric,

@@ -48,18 +48,12 @@ def compare_pairs(
     synthetic: Pairs,
 ) -> Record:
     """A record of a mean over synthetic pairs whose floor is the mean over real pairs."""
-    low, high = pair_interval(real, settings) or (None, None)
-    value = float(real[0].mean())
+    meaning = "pairs of real images of different patients"
     return record(
         metric,
         float(synthetic[0].mean()),
         interval=pair_interval(synthetic, settings),
-        floor=Floor(
-            value,
-            value if low is None else low,
-            value if high is None else high,
-            meaning="pairs of real images of different patients",
-        ),
+        floor=Floor.around(float(real[0].mean()), pair_interval(real, settings), meaning),
         better=better,
         details={"pairs": len(synthetic[0]), "real_pairs": len(real[0])},
     )

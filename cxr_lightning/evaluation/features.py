@@ -10,7 +10,6 @@ import hashlib
 import json
 import re
 import sys
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from numpy.lib.format import open_memmap
 from torch import Tensor
 
 from cxr_lightning.errors import UserError
-from cxr_lightning.files import alone, create_array
+from cxr_lightning.files import alone, create_array, write_whole
 from cxr_lightning.metrics.extractors import Extractor
 from cxr_lightning.progress import progress_bar
 
@@ -160,9 +159,8 @@ class _Blocks:
             return None
 
     def _write_done(self) -> None:
-        partial = self.folder / f"blocks.{uuid.uuid4().hex}.partial"
-        partial.write_text(json.dumps({"key": self.key, "blocks": self.done}))
-        partial.replace(self.folder / "blocks.json")
+        text = json.dumps({"key": self.key, "blocks": self.done})
+        write_whole(self.folder / "blocks.json", text.encode(), self.folder)
 
     def _hash(self, block: int) -> str:
         rows = self.values[block * BLOCK : (block + 1) * BLOCK]

@@ -1,6 +1,5 @@
 """The classifier that judges synthetic images: trained here, or given by the user."""
 
-import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +25,7 @@ from cxr_lightning.evaluation.operating_points import OperatingPoint, operating_
 from cxr_lightning.evaluation.records import Source
 from cxr_lightning.files import sha256_file
 from cxr_lightning.networks.classifier import Classifier, GivenClassifier
+from cxr_lightning.networks.torchscript import load_torchscript
 from cxr_lightning.types import FIELDS, OBSERVATIONS, Condition
 
 
@@ -75,11 +75,8 @@ def open_classifier(path: Path, argument: str = "classifier") -> Judge:
             "TorchScript file, or leave the argument out."
         )
     try:
-        with warnings.catch_warnings():
-            for category in (FutureWarning, DeprecationWarning):  # by version of torch
-                warnings.simplefilter("ignore", category)  # torch.jit is kept, not developed
-            network = torch.jit.load(path, map_location="cpu")
-    except RuntimeError as error:
+        network = load_torchscript(path)
+    except (RuntimeError, ValueError, OSError) as error:
         raise UserError(
             f"{argument}: {path} is no TorchScript file; make one with torch.jit.save."
         ) from error

@@ -128,8 +128,7 @@ class Recorder:
     ) -> Record:
         """A statistic of synthetic images; its floor is that of held-out images in their place."""
         value, interval = self.estimate(statistic, (held_out, self.held_out))
-        low, high = interval or (value, value)
-        floor = Floor(value, low, high, meaning="held-out images in the place of synthetic ones")
+        floor = Floor.around(value, interval, "held-out images in the place of synthetic ones")
         found = self.estimate(statistic, (synthetic, self.synthetic))
         return self.record(metric, found, floor, better, **fields)
 

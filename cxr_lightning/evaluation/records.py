@@ -43,6 +43,11 @@ class Floor:
     meaning: str = ""
     is_null: bool = False
 
+    @classmethod
+    def around(cls, value: float, interval: tuple[float, float] | None, meaning: str) -> "Floor":
+        """A floor with its interval, or without one its value alone."""
+        return cls(value, *(interval or (value, value)), meaning=meaning)
+
 
 @dataclass(frozen=True)
 class Source:

@@ -29,6 +29,7 @@ from cxr_lightning.evaluation.classification import (
     training_key,
 )
 from cxr_lightning.evaluation.inputs import EvaluationInputs, RealSplit
+from cxr_lightning.files import array_bytes, write_whole
 from cxr_lightning.networks.classifier import Classifier
 from cxr_lightning.types import FIELDS, OBSERVATIONS, Condition
 
@@ -201,10 +202,7 @@ class Trainer:
         batch_size, device = self.inputs.settings.batch_size, self.inputs.device
         classifier = self._fit(training)
         found = predict(classifier, self.task.images, self.task.test, batch_size, device)
-        partial = file.with_suffix(".partial")
-        with partial.open("wb") as stream:
-            np.save(stream, found)
-        partial.replace(file)
+        write_whole(file, array_bytes(found))
         return found
 
     def _fit(self, training: Training) -> Classifier:

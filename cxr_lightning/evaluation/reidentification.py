@@ -1,6 +1,5 @@
 """A network of the user that says whether two radiographs show the same patient."""
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from cxr_lightning.errors import UserError
+from cxr_lightning.networks.torchscript import load_torchscript
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,7 @@ def load_reidentification(path: Path, device: torch.device) -> Reidentification:
         UserError: If the file cannot be loaded.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch deprecates TorchScript, but reads it
-            network = torch.jit.load(path, map_location=device).eval()
+        network = load_torchscript(path, device)
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(
             f"reidentification: {path} is no TorchScript file; save the network with "

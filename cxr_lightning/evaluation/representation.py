@@ -214,8 +214,7 @@ def _records(
         names.append("nrrs")
     records = {name: record(name, everything) for name in names}
     floor = records["rrs_floor_pixel"]
-    low, high = floor.interval or (floor.value, floor.value)
-    pixel = Floor(floor.value, low, high, meaning=MEANING["rrs_floor_pixel"])
+    pixel = Floor.around(floor.value, floor.interval, MEANING["rrs_floor_pixel"])
     records["rrs"] = replace(
         records["rrs"],
         floor=pixel,

@@ -151,9 +151,8 @@ class _Scores:
             return None
         fraction = setting.fraction or self.fractions[-1]
         each = self._each(real_alone(setting, fraction), fields, rows)
-        value = float(each[0].mean())
-        low, high = _clipped(seeds_interval(each)) or (value, value)
-        return Floor(value, low, high, meaning=REAL_ALONE.format(share=f"{fraction:.0%}"))
+        meaning = REAL_ALONE.format(share=f"{fraction:.0%}")
+        return Floor.around(float(each[0].mean()), _clipped(seeds_interval(each)), meaning)
 
     def _each(
         self, setting: Setting, fields: list[int], rows: Int[np.ndarray, " k"] | None = None

@@ -11,7 +11,7 @@ from PIL import Image
 
 from cxr_lightning.artifacts import product_sha256
 from cxr_lightning.evaluation.records import AxisResult
-from cxr_lightning.files import hold, replace_folder
+from cxr_lightning.files import hold, replace_folder, write_whole
 
 GRID_COLUMNS = 4
 KEPT = ("grids", "pairs", "classifier", "metrics.json")
@@ -79,9 +79,7 @@ class Work:
             "pairs": result.pairs,
         }
         file = self.folder / "axes" / f"{name}.json"
-        partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps(content, allow_nan=False))
-        partial.replace(file)
+        write_whole(file, json.dumps(content, allow_nan=False).encode())
         return content
 
     def save_grid(self, kind: str, name: str, images: UInt8[np.ndarray, "k h w"]) -> None:

@@ -1,6 +1,5 @@
 """The module extractor: any network that a user brings as a file."""
 
-import warnings
 from contextlib import suppress
 from functools import partial
 from itertools import product
@@ -15,6 +14,7 @@ from cxr_lightning.errors import UserError
 from cxr_lightning.files import sha256_file
 from cxr_lightning.metrics.extractors.backbone import backbone_recipe
 from cxr_lightning.metrics.extractors.base import Extractor, Recipe, reading
+from cxr_lightning.networks.torchscript import load_torchscript
 
 CONTRACT = (
     "a TorchScript module that maps images (b, 1, h, w) or (b, 3, h, w) in [0, 1] to features "
@@ -67,10 +67,8 @@ def module_recipe(weights: Path | None) -> Recipe:
 
 def _load(path: Path, sha256: str) -> Extractor:
     remedy = "write one with torch.jit.script(network).save(FILE)"
-    with reading(path, CONTRACT, remedy), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch >= 2.10 wants torch.export instead
-        module = torch.jit.load(path, map_location="cpu").eval()
     with reading(path, CONTRACT, remedy):
+        module = load_torchscript(path)
         channels, features = _probe(module)
     preprocessing = f"grey in [0, 1], {'three times' if channels == 3 else 'one channel'}"
     return Extractor("module", _Module(module, channels), features, sha256, preprocessing)
