@@ -18,16 +18,18 @@ class Preemption(Callback):
 
     The step is finished, `last.ckpt` written, and the process ends with exit code 143; the same
     command goes on. One process looks after each step, several at those that are logged, where they
-    agree: a signal to any of them counts. Takes the place of Lightning's handler, which talks to
-    other processes from within the signal, and saves nothing.
+    agree: a signal to any of them counts. Where a validation follows, the step behind it is the
+    one. A second SIGTERM ends the process at once. Takes the place of Lightning's handler, which
+    talks to other processes from within the signal, and saves nothing.
     """
 
     def __init__(self) -> None:
         self.asked = False
+        self.late = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listens; Lightning puts the earlier handler back when the training has ended."""
-        self.asked = False
+        self.asked = self.late = False
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._note)
 
@@ -39,9 +41,11 @@ class Preemption(Callback):
         """
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         alone = trainer.world_size == 1
-        if validation_follows(trainer) or not (alone or trainer.global_step % max(every, 1) == 0):
+        due = alone or self.late or trainer.global_step % max(every, 1) == 0
+        if not due or trainer.fit_loop._should_accumulate():
             return
-        if alone and not self.asked:
+        self.late = validation_follows(trainer)
+        if self.late or (alone and not self.asked):
             return
         if not trainer.strategy.reduce_boolean_decision(self.asked, all=False):
             return
@@ -54,4 +58,6 @@ class Preemption(Callback):
         raise SystemExit(EXIT_CODE)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise SystemExit(EXIT_CODE)
         self.asked = True
