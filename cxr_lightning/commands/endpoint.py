@@ -12,6 +12,7 @@ import warnings
 import zipfile
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -22,7 +23,7 @@ from starlette.concurrency import run_in_threadpool
 from cxr_lightning import __version__
 from cxr_lightning.data.prompt import Prompt, parse_request
 from cxr_lightning.data.vocabulary import CONDITIONS
-from cxr_lightning.data.writers.png import synthetic_note
+from cxr_lightning.data.writers.png import png_bytes, synthetic_note
 from cxr_lightning.diffusion.generator import Generator
 from cxr_lightning.diffusion.samplers import SamplerName, Sampling, SamplingPrecision
 from cxr_lightning.diffusion.spacing import Spacing
@@ -66,12 +67,14 @@ class Invocation(BaseModel):
 def make_app(
     generator: Generator, most: int = 64, batch_size: int = 64, text_encoder: str | None = None
 ) -> FastAPI:
-    """The application: one model, which answers one request at a time.
+    """The application: one model, which draws for one request at a time.
+
+    What does not draw is asynchronous, so that `/ping` is answered however many requests wait.
 
     Args:
         generator: The model, where it is to run.
         most: Images of a request at most.
-        batch_size: Images made at once.
+        batch_size: Images made at once, at most `most`.
         text_encoder: Folder of the text encoder that the model was trained with, for prompts.
     """
     app = FastAPI(
@@ -93,7 +96,7 @@ def make_app(
         return made, [str(caution.message) for caution in cautions]
 
     @app.get("/")
-    def about() -> dict[str, Any]:
+    async def about() -> dict[str, Any]:
         """Which model this is, and what it can be asked for."""
         own = generator.own_sampling or Sampling()
         return {
@@ -108,7 +111,7 @@ def make_app(
         }
 
     @app.get("/ping")
-    def ping() -> dict[str, str]:
+    async def ping() -> dict[str, str]:
         """Whether the model is there."""
         return {"status": "ready"}
 
@@ -132,7 +135,8 @@ def make_app(
             return Response(as_zip(made, facts), media_type="application/zip")
         if "image/png" in accepted:
             note = synthetic_note(made.product_sha256)
-            return Response(as_png(made.grid(), note), media_type="image/png")
+            sheet = png_bytes(np.asarray(made.grid()), note)
+            return Response(sheet, media_type="image/png")
         encoded = [base64.b64encode(file).decode() for file in png_files(made).values()]
         return JSONResponse({**facts, "images": encoded})
 
@@ -144,18 +148,18 @@ def answer_mistakes(app: FastAPI) -> None:
     """One sentence for what goes wrong, in the place of a traceback or a list."""
 
     @app.exception_handler(UserError)
-    def mistake(_: Request, error: UserError) -> JSONResponse:
+    async def mistake(_: Request, error: UserError) -> JSONResponse:
         return JSONResponse({"error": str(error)}, status_code=UNPROCESSABLE)
 
     @app.exception_handler(RequestValidationError)
-    def misfit(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def misfit(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
         text = f"{name}: {first['msg']}; see /docs."
         return JSONResponse({"error": text}, status_code=UNPROCESSABLE)
 
     @app.exception_handler(torch.OutOfMemoryError)
-    def too_many(_: Request, error: torch.OutOfMemoryError) -> JSONResponse:
+    async def too_many(_: Request, error: torch.OutOfMemoryError) -> JSONResponse:
         text = "count: so many images at once do not fit the GPU's memory; ask for fewer."
         return JSONResponse({"error": text}, status_code=507)
 
@@ -174,15 +178,8 @@ def describe(made: SyntheticImages) -> dict[str, Any]:
 def png_files(made: SyntheticImages) -> dict[str, bytes]:
     """PNG files by name; each says in its metadata that it is synthetic."""
     note = synthetic_note(made.product_sha256)
-    numbered = zip(made.numbers, made, strict=True)
-    return {f"{number:05d}.png": as_png(image, note) for number, image in numbered}
-
-
-def as_png(image: Any, note: Any) -> bytes:
-    """One PNG file."""
-    stream = io.BytesIO()
-    image.save(stream, format="PNG", pnginfo=note)
-    return stream.getvalue()
+    numbered = zip(made.numbers, made.pixels, strict=True)
+    return {f"{number:05d}.png": png_bytes(pixels, note) for number, pixels in numbered}
 
 
 def as_zip(made: SyntheticImages, facts: dict[str, Any]) -> bytes:

@@ -49,10 +49,8 @@ def serve(
     check_range("most", most, 1)
     check_range("batch_size", batch_size, 1)
     try:
-        endpoint, uvicorn = (
-            import_module("cxr_lightning.commands.endpoint"),
-            import_module("uvicorn"),
-        )
+        uvicorn = import_module("uvicorn")
+        endpoint = import_module("cxr_lightning.commands.endpoint")
     except ImportError as error:
         raise UserError(
             f"serve: FastAPI and uvicorn are needed and not there ({error}); run pip install "

@@ -3,14 +3,12 @@
 import json
 import tempfile
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
@@ -18,7 +16,7 @@ from cxr_lightning import __version__
 from cxr_lightning.data.resize import Resize, UnreadableImageError, read_grey
 from cxr_lightning.data.sheet import contact_sheet
 from cxr_lightning.data.transforms import to_image, to_model
-from cxr_lightning.data.writers.png import synthetic_note
+from cxr_lightning.data.writers.png import png_bytes, synthetic_note
 from cxr_lightning.errors import UserError
 from cxr_lightning.files import atomic_folder, write_whole
 
@@ -112,7 +110,5 @@ def write_sheet(
 
 def write_png(path: Path, pixels: UInt8[np.ndarray, "h w"], note: PngInfo) -> None:
     """Writes a picture that is either whole or absent."""
-    stream = BytesIO()
-    Image.fromarray(pixels).save(stream, format="PNG", pnginfo=note)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, stream.getvalue())
+    write_whole(path, png_bytes(pixels, note))

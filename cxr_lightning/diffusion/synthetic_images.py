@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import overload
 
@@ -12,7 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from cxr_lightning.data.prompt import Prompt
-from cxr_lightning.data.writers.png import synthetic_note
+from cxr_lightning.data.writers.png import png_bytes, synthetic_note
 from cxr_lightning.types import Condition
 
 COLUMNS = 8
@@ -86,6 +85,4 @@ class SyntheticImages(Sequence[Image.Image]):
 
     def _repr_png_(self) -> bytes:
         """What IPython shows."""
-        stream = BytesIO()
-        self.grid(rows=ROWS).save(stream, format="PNG", pnginfo=synthetic_note(self.product_sha256))
-        return stream.getvalue()
+        return png_bytes(np.asarray(self.grid(rows=ROWS)), synthetic_note(self.product_sha256))

@@ -8,10 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +24,7 @@ from PIL import Image
 from cxr_lightning.artifacts import product_sha256
 from cxr_lightning.cli import main
 from cxr_lightning.diffusion.generator import Generator
+from cxr_lightning.diffusion.synthetic_images import SyntheticImages
 
 pytest.importorskip("fastapi")
 from fastapi.testclient import TestClient
@@ -83,6 +87,36 @@ def test_zip_and_sheet(client: TestClient) -> None:
         assert json.loads(archive.read("request.json"))["seed"] == 0
     answer = client.post("/invocations", json=asked, headers={"Accept": "image/png"})
     assert pixels(answer.content).shape[1] > 2 * SIZE
+
+
+def test_it_is_there_while_more_requests_wait_than_there_are_threads(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawing, go_on, generate = threading.Event(), threading.Event(), generator.generate
+
+    def slowly(*args: Any, **options: Any) -> SyntheticImages:
+        drawing.set()
+        go_on.wait(60)
+        return generate(*args, **options)
+
+    monkeypatch.setattr(generator, "generate", slowly)
+    with TestClient(make_app(generator)) as client:
+
+        def ask(_: int) -> int:
+            asked = {"request": "healthy", "steps": 1}
+            return client.post("/invocations", json=asked).status_code
+
+        with ThreadPoolExecutor(60) as pool:  # the server has 40 threads
+            answers = pool.map(ask, range(60))
+            assert drawing.wait(60)
+            time.sleep(0.5)
+            with ThreadPoolExecutor(1) as other:
+                ping = other.submit(lambda: client.get("/ping").status_code)
+                try:
+                    assert ping.result(timeout=30) == 200
+                finally:
+                    go_on.set()
+            assert set(answers) == {200}
 
 
 def test_it_tells_of_itself(client: TestClient, product: Path) -> None:

@@ -153,3 +153,13 @@ def test_each_of_several_conditions_is_there_once():
         "healthy",
         "no_finding",  # unlike healthy, it may show support devices
     ]
+
+
+def test_a_comma_too_many_is_overlooked() -> None:
+    assert [condition.name for condition in parse_conditions("healthy,, edema,")] == [
+        "healthy",
+        "edema",
+    ]
+    for nothing in ("", " , "):
+        with pytest.raises(UserError, match="is not a health condition; use one of"):
+            parse_conditions(nothing)

@@ -11,9 +11,14 @@ from cxr_lightning.data.writers.facts import ImageFacts, Share, synthetic_texts
 
 
 def encode_png(pixels: UInt8[np.ndarray, "h w"], facts: ImageFacts) -> bytes:
-    """An 8-bit grey PNG file."""
+    """An 8-bit grey PNG file of one synthetic image."""
+    return png_bytes(pixels, synthetic_note(facts.product))
+
+
+def png_bytes(pixels: UInt8[np.ndarray, "h w"], note: PngInfo) -> bytes:
+    """An 8-bit grey PNG file with text chunks."""
     file = BytesIO()
-    Image.fromarray(pixels).save(file, format="PNG", pnginfo=synthetic_note(facts.product))
+    Image.fromarray(pixels).save(file, format="PNG", pnginfo=note)
     return file.getvalue()
 
 
