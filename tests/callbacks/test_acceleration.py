@@ -52,6 +52,7 @@ def stages(products: Path) -> dict[str, Make]:
 
     def ddpm() -> DDPM:
         shape = {"width": 8, "multipliers": [1, 2], "blocks": 1, "attention": [16]}
+        shape |= {"prior": "gaussian"}  # fitted at once
         return DDPM(products / "autoencoder", image_size=32, dropout=0.1, optimizer=SGD, **shape)
 
     def finetune() -> Finetune:

@@ -41,9 +41,8 @@ def test_the_vae_draws_new_images_and_reconstructions(datamodule, quiet_trainer,
 @pytest.mark.parametrize("form", ["form1", "uncond"])
 def test_the_ddpm_adds_the_refined_images(products, datamodule, quiet_trainer, tmp_path, form):
     torch.manual_seed(0)
-    module = DDPM(
-        products / "autoencoder", 32, width=8, multipliers=[1], blocks=1, attention=[], form=form
-    )
+    shape = {"width": 8, "multipliers": [1], "blocks": 1, "attention": []}
+    module = DDPM(products / "autoencoder", 32, form=form, prior="gaussian", **shape)
     grid = SampleGrid(
         count=2, conditions=["edema"], every=2, sampling=Sampling(steps=2, guidance=2.0)
     )

@@ -20,7 +20,10 @@ from cxr_lightning.errors import UserError
 from cxr_lightning.stages.ddpm import DDPM
 from cxr_lightning.stages.denoising import fit_prior
 
-SMALL = {"width": 8, "multipliers": [1, 2], "blocks": 1, "attention": [16], "timesteps": 50}
+SMALL = {
+    **{"width": 8, "multipliers": [1, 2], "blocks": 1, "attention": [16], "timesteps": 50},
+    "prior": "gaussian",  # fitted at once
+}
 
 
 @pytest.fixture
